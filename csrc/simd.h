@@ -1,0 +1,412 @@
+// Vectors of one instruction set. A Vec<T, U> is U registers of lanes worked on side by side, so that the long
+// dependent chains of exp and log overlap. This is the only file that knows intrinsics; what is above it is written
+// once, for AVX-512, AVX2 and 16-byte vectors (SSE2, NEON). Needs GCC's vector extensions (GCC or Clang).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define IMBLOSS_INLINE inline __attribute__((always_inline))
+#define IMBLOSS_UNROLL _Pragma("GCC unroll 16")
+
+namespace imbloss {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+// The 16-bit storage types, by their bits: they are read into float32 lanes and rounded when stored.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// The type a kernel computes in for logits stored as S.
+template <class S>
+using Accumulate = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+template <class T>
+struct RegisterOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Register = typename RegisterOf<T>::type;
+template <class T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+template <class T>
+inline constexpr int kLanes = kVectorBytes / sizeof(T);
+
+#if defined(__AVX512F__)
+template <class T>
+using MaskRegister = std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8>;
+#else
+template <class T>
+using MaskRegister = Register<BitsOf<T>>;
+#endif
+
+template <class T, int U = 1>
+struct Vec {
+  using Element = T;
+  static constexpr int size = U * kLanes<T>;
+  Register<T> r[U];
+
+  Vec() = default;
+  IMBLOSS_INLINE Vec(T x) {  // every lane
+    IMBLOSS_UNROLL
+    for (int i = 0; i < U; i++) r[i] = x - Register<T>{};
+  }
+};
+
+template <class T, int U = 1>
+struct Mask {
+  MaskRegister<T> r[U];
+};
+
+// The first n lanes of one register: the end of a row.
+template <class T>
+struct Part {
+  MaskRegister<T> r;
+  int n;
+};
+
+// ---- arithmetic: the compiler's own, a lane at a time in the source, a register at a time in the code ----
+#define IMBLOSS_BINARY(op)                                                  \
+  template <class T, int U>                                                 \
+  IMBLOSS_INLINE Vec<T, U> operator op(Vec<T, U> a, Vec<T, U> b) {          \
+    Vec<T, U> c;                                                            \
+    IMBLOSS_UNROLL                                                          \
+    for (int i = 0; i < U; i++) c.r[i] = a.r[i] op b.r[i];                  \
+    return c;                                                               \
+  }                                                                         \
+  template <class T, int U>                                                 \
+  IMBLOSS_INLINE Vec<T, U> operator op(Vec<T, U> a, std::common_type_t<T> b) { \
+    return a op Vec<T, U>(b);                                               \
+  }                                                                         \
+  template <class T, int U>                                                 \
+  IMBLOSS_INLINE Vec<T, U> operator op(std::common_type_t<T> a, Vec<T, U> b) { \
+    return Vec<T, U>(a) op b;                                               \
+  }
+IMBLOSS_BINARY(+)
+IMBLOSS_BINARY(-)
+IMBLOSS_BINARY(*)
+IMBLOSS_BINARY(/)
+IMBLOSS_BINARY(&)
+#undef IMBLOSS_BINARY
+
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> operator-(Vec<T, U> a) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = -a.r[i];
+  return a;
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> operator<<(Vec<T, U> a, int n) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = a.r[i] << n;
+  return a;
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> operator>>(Vec<T, U> a, int n) {  // arithmetic
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = a.r[i] >> n;
+  return a;
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<BitsOf<T>, U> to_bits(Vec<T, U> a) {
+  Vec<BitsOf<T>, U> b;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) b.r[i] = (Register<BitsOf<T>>)a.r[i];
+  return b;
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> from_bits(Vec<BitsOf<T>, U> a) {
+  Vec<T, U> b;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) b.r[i] = (Register<T>)a.r[i];
+  return b;
+}
+
+// ---- what differs between instruction sets, on one register ----
+#if defined(__AVX512F__)
+IMBLOSS_INLINE __m512 max_register(Register<float> a, Register<float> b) { return _mm512_max_ps(a, b); }
+IMBLOSS_INLINE __m512d max_register(Register<double> a, Register<double> b) { return _mm512_max_pd(a, b); }
+IMBLOSS_INLINE __mmask16 less_register(Register<float> a, Register<float> b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+IMBLOSS_INLINE __mmask8 less_register(Register<double> a, Register<double> b) {
+  return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ);
+}
+IMBLOSS_INLINE __mmask16 equal_register(Register<float> a, Register<float> b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+}
+IMBLOSS_INLINE __mmask8 equal_register(Register<double> a, Register<double> b) {
+  return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ);
+}
+IMBLOSS_INLINE Register<float> select_register(__mmask16 m, Register<float> a, Register<float> b) {
+  return _mm512_mask_blend_ps(m, b, a);
+}
+IMBLOSS_INLINE Register<double> select_register(__mmask8 m, Register<double> a, Register<double> b) {
+  return _mm512_mask_blend_pd(m, b, a);
+}
+#else
+IMBLOSS_INLINE Register<float> max_register(Register<float> a, Register<float> b) {
+#if defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+  return __builtin_ia32_maxps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+IMBLOSS_INLINE Register<double> max_register(Register<double> a, Register<double> b) {
+#if defined(__AVX2__)
+  return _mm256_max_pd(a, b);
+#elif defined(__SSE2__)
+  return __builtin_ia32_maxpd(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+template <class R>
+IMBLOSS_INLINE auto less_register(R a, R b) {
+  return a < b;
+}
+template <class R>
+IMBLOSS_INLINE auto equal_register(R a, R b) {
+  return a == b;
+}
+template <class M, class R>
+IMBLOSS_INLINE R select_register(M m, R a, R b) {
+  return m ? a : b;
+}
+#endif
+
+// p * 2^n for whole n. Below the normal range: gradual underflow on AVX-512, else n must be at least -126 (-1022).
+IMBLOSS_INLINE Register<float> scale_register(Register<float> p, Register<float> n) {
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
+  return p * (Register<float>)((Register<int32_t>)(n + (0x1.8p23f + 127)) << 23);
+#endif
+}
+IMBLOSS_INLINE Register<double> scale_register(Register<double> p, Register<double> n) {
+#if defined(__AVX512F__)
+  return _mm512_scalef_pd(p, n);
+#else
+  return p * (Register<double>)((Register<int64_t>)(n + (0x1.8p52 + 1023)) << 52);
+#endif
+}
+
+// ---- the same on Vec ----
+// The larger of two; b where either is NaN.
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> max(Vec<T, U> a, Vec<T, U> b) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = max_register(a.r[i], b.r[i]);
+  return a;
+}
+template <class T, int U>
+IMBLOSS_INLINE Mask<T, U> operator<(Vec<T, U> a, Vec<T, U> b) {
+  Mask<T, U> m;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) m.r[i] = less_register(a.r[i], b.r[i]);
+  return m;
+}
+template <class T, int U>
+IMBLOSS_INLINE Mask<T, U> operator==(Vec<T, U> a, Vec<T, U> b) {
+  Mask<T, U> m;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) m.r[i] = equal_register(a.r[i], b.r[i]);
+  return m;
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> select(Mask<T, U> m, Vec<T, U> a, Vec<T, U> b) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = select_register(m.r[i], a.r[i], b.r[i]);
+  return a;
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> scale_by_power(Vec<T, U> p, Vec<T, U> n) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) p.r[i] = scale_register(p.r[i], n.r[i]);
+  return p;
+}
+
+// ---- memory: T lanes from S in memory, any alignment ----
+typedef uint16_t HalfRegister __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t WordRegister __attribute__((vector_size(kVectorBytes)));
+
+IMBLOSS_INLINE Register<float> widen(HalfRegister h, BFloat16) {
+  return (Register<float>)(__builtin_convertvector(h, WordRegister) << 16);
+}
+IMBLOSS_INLINE HalfRegister narrow(Register<float> x, BFloat16) {  // to nearest, ties to even; NaN stays NaN
+  WordRegister bits = (WordRegister)x;
+  WordRegister rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  WordRegister is_number = (WordRegister)(x == x);
+  rounded = (is_number & rounded) | (~is_number & 0x7fc00000);
+  return __builtin_convertvector(rounded >> 16, HalfRegister);
+}
+#if defined(__AVX512F__)
+IMBLOSS_INLINE Register<float> widen(HalfRegister h, Float16) { return _mm512_cvtph_ps((__m256i)h); }
+IMBLOSS_INLINE HalfRegister narrow(Register<float> x, Float16) {
+  return (HalfRegister)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif defined(__AVX2__)
+IMBLOSS_INLINE Register<float> widen(HalfRegister h, Float16) { return _mm256_cvtph_ps((__m128i)h); }
+IMBLOSS_INLINE HalfRegister narrow(Register<float> x, Float16) {
+  return (HalfRegister)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#else
+IMBLOSS_INLINE Register<float> widen(HalfRegister h, Float16) {
+  WordRegister w = __builtin_convertvector(h, WordRegister);
+  WordRegister sign = (w & 0x8000) << 16, magnitude = (w & 0x7fff) << 13;
+  Register<float> x = (Register<float>)magnitude * 0x1p112f;  // rebias the exponent; subnormals come out right
+  WordRegister special = (WordRegister)((w & 0x7fff) >= 0x7c00);
+  return (Register<float>)((special & (magnitude | 0x7f800000)) | (~special & (WordRegister)x) | sign);
+}
+IMBLOSS_INLINE HalfRegister narrow(Register<float> x, Float16) {
+  WordRegister bits = (WordRegister)x, sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  // normal: rebias and round to nearest even; subnormal: let a float addition round at 2^-24
+  WordRegister normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  WordRegister small = (WordRegister)((Register<float>)magnitude + 0.5f) - (126u << 23);
+  WordRegister is_small = (WordRegister)(magnitude < (113u << 23));
+  WordRegister is_large = (WordRegister)(magnitude >= (143u << 23));
+  WordRegister is_nan = (WordRegister)(magnitude > 0x7f800000);
+  WordRegister h = (is_small & small) | (~is_small & normal);
+  h = (is_large & 0x7c00) | (~is_large & h);
+  h = (is_nan & 0x7e00) | (~is_nan & h);
+  return __builtin_convertvector(h | sign, HalfRegister);
+}
+#endif
+
+template <int U = 1, class S>
+IMBLOSS_INLINE Vec<Accumulate<S>, U> load(const S* p) {
+  using T = Accumulate<S>;
+  Vec<T, U> v;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) {
+    if constexpr (std::is_same_v<S, T>) {
+      std::memcpy(&v.r[i], p + i * kLanes<T>, kVectorBytes);
+    } else {
+      HalfRegister h;
+      std::memcpy(&h, p + i * kLanes<T>, sizeof(h));
+      v.r[i] = widen(h, S{});
+    }
+  }
+  return v;
+}
+template <class S, int U>
+IMBLOSS_INLINE void store(S* p, Vec<Accumulate<S>, U> v) {
+  using T = Accumulate<S>;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) {
+    if constexpr (std::is_same_v<S, T>) {
+      std::memcpy(p + i * kLanes<T>, &v.r[i], kVectorBytes);
+    } else {
+      HalfRegister h = narrow(v.r[i], S{});
+      std::memcpy(p + i * kLanes<T>, &h, sizeof(h));
+    }
+  }
+}
+
+template <class T>
+IMBLOSS_INLINE Part<T> first_lanes(int n) {
+#if defined(__AVX512F__)
+  return {static_cast<MaskRegister<T>>((1u << n) - 1), n};
+#else
+  MaskRegister<T> lane;
+  for (int i = 0; i < kLanes<T>; i++) lane[i] = i;
+  return {lane < (static_cast<BitsOf<T>>(n) - MaskRegister<T>{}), n};
+#endif
+}
+// Lanes outside the part hold `fill`, and their memory is not read.
+template <class S>
+IMBLOSS_INLINE Vec<Accumulate<S>> load(const S* p, Part<Accumulate<S>> part, Accumulate<S> fill) {
+  using T = Accumulate<S>;
+  Vec<T> v(fill);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float>) {
+    v.r[0] = _mm512_mask_loadu_ps(v.r[0], part.r, p);
+  } else if constexpr (std::is_same_v<S, double>) {
+    v.r[0] = _mm512_mask_loadu_pd(v.r[0], part.r, p);
+  } else {
+    HalfRegister h = (HalfRegister)_mm256_maskz_loadu_epi16(part.r, p);
+    v.r[0] = select_register(part.r, widen(h, S{}), v.r[0]);
+  }
+#else
+  if constexpr (std::is_same_v<S, T>) {
+    for (int i = 0; i < part.n; i++) v.r[0][i] = p[i];
+  } else {
+    HalfRegister h{};
+    for (int i = 0; i < part.n; i++) h[i] = p[i].bits;
+    v.r[0] = select_register(part.r, widen(h, S{}), v.r[0]);
+  }
+#endif
+  return v;
+}
+template <class S>
+IMBLOSS_INLINE void store(S* p, Part<Accumulate<S>> part, Vec<Accumulate<S>> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float>) {
+    _mm512_mask_storeu_ps(p, part.r, v.r[0]);
+  } else if constexpr (std::is_same_v<S, double>) {
+    _mm512_mask_storeu_pd(p, part.r, v.r[0]);
+  } else {
+    _mm256_mask_storeu_epi16(p, part.r, (__m256i)narrow(v.r[0], S{}));
+  }
+#else
+  if constexpr (std::is_same_v<S, Accumulate<S>>) {
+    for (int i = 0; i < part.n; i++) p[i] = v.r[0][i];
+  } else {
+    HalfRegister h = narrow(v.r[0], S{});
+    for (int i = 0; i < part.n; i++) p[i].bits = h[i];
+  }
+#endif
+}
+
+// One value, through the same conversions.
+template <class S>
+IMBLOSS_INLINE Accumulate<S> load_one(const S* p) {
+  if constexpr (std::is_same_v<S, Accumulate<S>>) return *p;
+  else return widen(HalfRegister{} + p->bits, S{})[0];
+}
+template <class S>
+IMBLOSS_INLINE void store_one(S* p, Accumulate<S> x) {
+  if constexpr (std::is_same_v<S, Accumulate<S>>) *p = x;
+  else p->bits = narrow(x - Register<float>{}, S{})[0];
+}
+
+// ---- across lanes, in a fixed order ----
+template <class T, int U>
+IMBLOSS_INLINE T sum(Vec<T, U> v) {
+  for (int u = U; u > 1; u /= 2)
+    for (int i = 0; i < u / 2; i++) v.r[i] = v.r[i] + v.r[i + u / 2];
+  T lane[kLanes<T>];
+  std::memcpy(lane, &v.r[0], kVectorBytes);
+  for (int n = kLanes<T> / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) lane[i] += lane[i + n];
+  return lane[0];
+}
+template <class T, int U>
+IMBLOSS_INLINE T max_lane(Vec<T, U> v) {
+  for (int u = U; u > 1; u /= 2)
+    for (int i = 0; i < u / 2; i++) v.r[i] = max_register(v.r[i], v.r[i + u / 2]);
+  T lane[kLanes<T>];
+  std::memcpy(lane, &v.r[0], kVectorBytes);
+  for (int n = kLanes<T> / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
+  return lane[0];
+}
+
+}  // namespace imbloss

@@ -1,0 +1,150 @@
+"""The losses as modules: arguments are checked once, tensors among them are buffers that move with the module."""
+
+import math
+
+from torch import Tensor, nn
+
+from imbloss import functional
+from imbloss._ops import REDUCTIONS
+from imbloss.priors import check_counts, check_positive, check_prior, check_vector
+
+__all__ = ["BalancedSoftmaxLoss", "CrossEntropy", "FocalLoss", "LogitAdjustedLoss"]
+
+
+class _SoftmaxLoss(nn.Module):
+    """A loss that fills in constants of the softmax row traversal."""
+
+    def __init__(self, *, ignore_index: int, reduction: str) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def _constants(self) -> dict:
+        """The keywords of :func:`imbloss.functional.softmax_rows` that make this loss."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        return functional.softmax_rows(
+            logits, target, **self._constants(), ignore_index=self.ignore_index, reduction=self.reduction,
+            sample_weight=sample_weight, normalizer=normalizer,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
+        shapes = {name: f"tensor of shape {tuple(b.shape)}" for name, b in self.named_buffers()}
+        return ", ".join(f"{name}={value}" for name, value in (shapes | options).items())
+
+    def _prior_buffer(self, prior: Tensor | None, tau: float) -> None:
+        if prior is not None:
+            check_prior(prior, None)
+        if not math.isfinite(tau):
+            raise ValueError(f"expected tau to be finite, but got {tau}")
+        self.register_buffer("prior", prior)
+        self.tau = tau
+
+    def _bias(self) -> Tensor | None:
+        return None if self.prior is None else self.tau * self.prior.double().log()
+
+
+class CrossEntropy(_SoftmaxLoss):
+    """Softmax cross entropy: see :func:`imbloss.cross_entropy`.
+
+    >>> CrossEntropy(weight=torch.tensor([1.0, 9.0]))(torch.zeros(1, 2), torch.tensor([1]))
+    tensor(0.6931)
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        prior: Tensor | None = None,
+        tau: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+        if weight is not None:
+            check_vector(weight, None, "weight")
+        self.register_buffer("weight", weight)
+        self._prior_buffer(prior, tau)
+
+    def _constants(self) -> dict:
+        return {"weight": self.weight, "bias": self._bias()}
+
+
+class FocalLoss(CrossEntropy):
+    """Softmax focal loss: see :func:`imbloss.focal_loss`.
+
+    >>> loss = FocalLoss(gamma=2.0)
+    >>> loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+    tensor(0.0018)
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float | Tensor = 2.0,
+        weight: Tensor | None = None,
+        prior: Tensor | None = None,
+        tau: float = 1.0,
+        detach_factor: bool = False,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(weight=weight, prior=prior, tau=tau, ignore_index=ignore_index, reduction=reduction)
+        if isinstance(gamma, Tensor):
+            check_vector(gamma, None, "gamma")
+            check_positive(gamma, "gamma", zero=True)
+            self.register_buffer("gamma", gamma)
+        elif not 0 <= gamma < math.inf:
+            raise ValueError(f"expected gamma >= 0 and finite, but got {gamma}")
+        else:
+            self.gamma = gamma
+        self.detach_factor = detach_factor
+
+    def _constants(self) -> dict:
+        params = functional.FOCAL_PARAMS[bool(self.detach_factor)]
+        return super()._constants() | {"gamma": self.gamma, "params": params}
+
+
+class BalancedSoftmaxLoss(_SoftmaxLoss):
+    """Balanced softmax: see :func:`imbloss.balanced_softmax_loss`.
+
+    >>> BalancedSoftmaxLoss(counts=torch.tensor([99, 1]))(torch.zeros(1, 2), torch.tensor([1]))
+    tensor(4.6052)
+    """
+
+    def __init__(self, *, counts: Tensor, ignore_index: int = -100, reduction: str = "mean") -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+        check_counts(counts)
+        self.register_buffer("counts", counts)
+
+    def _constants(self) -> dict:
+        return {"bias": functional.log_shares(self.counts)}
+
+
+class LogitAdjustedLoss(_SoftmaxLoss):
+    """Logit-adjusted cross entropy: see :func:`imbloss.logit_adjusted_loss`.
+
+    >>> LogitAdjustedLoss(prior=torch.tensor([0.99, 0.01]))(torch.zeros(1, 2), torch.tensor([1]))
+    tensor(4.6052)
+    """
+
+    def __init__(
+        self, *, prior: Tensor, tau: float = 1.0, ignore_index: int = -100, reduction: str = "mean"
+    ) -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+        check_prior(prior, None)
+        self._prior_buffer(prior, tau)
+
+    def _constants(self) -> dict:
+        return {"bias": self._bias()}

@@ -1,0 +1,144 @@
+"""Class counts, priors and the weights and corrections made of them."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def class_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Number of samples of each class.
+
+    Args:
+        labels: class indices in [0, num_classes), any integer dtype and shape.
+        num_classes: number of classes C, at least 1.
+
+    Returns:
+        int64 tensor of shape (C,), on the labels' device.
+
+    Raises:
+        TypeError: labels are not of an integer dtype.
+        ValueError: a label is outside [0, num_classes).
+
+    >>> class_counts(torch.tensor([0, 2, 2, 1, 2]), num_classes=4)
+    tensor([1, 1, 3, 0])
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"expected labels to be a tensor of an integer dtype, but got {describe(labels)}")
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes to be at least 1, but got {num_classes}")
+    flat = labels.reshape(-1).long()
+    if flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) < num_classes):
+        bad = int(flat.min()) if flat.min() < 0 else int(flat.max())
+        raise ValueError(f"expected labels in [0, {num_classes}), but got {bad}")
+    return torch.bincount(flat, minlength=num_classes)
+
+
+def class_balanced_weights(counts: Tensor, *, beta: float = 0.9999) -> Tensor:
+    r"""Class weights by the effective number of samples.
+
+    .. math:: w_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \qquad \tfrac1C \sum_c w_c = 1
+
+    Pass them as ``weight`` to any loss.
+
+    Args:
+        counts: training samples per class, shape (C,), all > 0; integer or floating.
+        beta: in [0, 1); 0 weighs all classes alike, towards 1 the weights become 1 / n_c.
+
+    Returns:
+        float32 tensor of shape (C,) with mean 1 (float64 for float64 counts).
+
+    Raises:
+        ValueError: a count is not > 0, or beta is outside [0, 1).
+
+    Source: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, eq. 10.
+
+    >>> class_balanced_weights(torch.tensor([1000, 100, 10]), beta=0.999)
+    tensor([0.0425, 0.2822, 2.6754])
+    """
+    check_counts(counts)
+    if not 0 <= beta < 1:
+        raise ValueError(f"expected beta in [0, 1), but got {beta}")
+    # 1 - beta^n without cancellation: n log beta is tiny for the rare classes, which matter most
+    effective = -torch.expm1(counts.double() * math.log(beta)) if beta > 0 else torch.ones_like(counts, dtype=torch.float64)
+    weights = 1 / effective
+    weights = weights / weights.mean()
+    return weights.to(counts.dtype if counts.dtype == torch.float64 else torch.float32)
+
+
+def adjust_logits(logits: Tensor, train_prior: Tensor, test_prior: Tensor | None = None) -> Tensor:
+    r"""Logits of a model trained under one class prior, for prediction under another.
+
+    .. math:: z_c = x_c - \log \pi^{train}_c + \log \pi^{test}_c
+
+    For models trained with plain (weighted-by-nothing) cross entropy or focal loss. A model trained with
+    :func:`balanced_softmax_loss`, :func:`logit_adjusted_loss` or LADE has the training prior out of its logits already.
+
+    Args:
+        logits: shape (N, C), (N, C, d1, ...) or (C,).
+        train_prior: class probabilities of the training data, shape (C,), > 0, sum 1.
+        test_prior: those expected in use, likewise; None is the uniform one.
+
+    Returns:
+        Adjusted logits, shape and dtype of ``logits``.
+
+    Raises:
+        ValueError: a prior of the wrong shape, not > 0, or not summing to 1.
+
+    Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, section 4 (post-hoc adjustment).
+
+    >>> adjust_logits(torch.zeros(1, 2), torch.tensor([0.9, 0.1])).softmax(1)
+    tensor([[0.1000, 0.9000]])
+    """
+    classes = logits.shape[0 if logits.dim() == 1 else 1]
+    check_prior(train_prior, classes, "train_prior")
+    shift = -train_prior.double().log()
+    if test_prior is not None:
+        check_prior(test_prior, classes, "test_prior")
+        shift = shift + test_prior.double().log()
+    else:
+        shift = shift - math.log(classes)
+    shape = (-1,) if logits.dim() == 1 else (-1, *[1] * (logits.dim() - 2))
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return (logits.to(wide) + shift.to(wide).view(shape)).to(logits.dtype)
+
+
+# ---- checks, shared with the losses ------------------------------------------------------------------------------
+def describe(value: object) -> str:
+    """A value in an error message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of dtype {value.dtype} and shape {tuple(value.shape)}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def check_vector(values: Tensor, classes: int | None, name: str, *, floating: bool = True) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"expected {name} to be a tensor of shape (C,), but got {describe(values)}")
+    if values.dtype == torch.bool or values.is_complex() or (floating and not values.is_floating_point()):
+        kind = "a floating" if floating else "an integer or floating"
+        raise TypeError(f"expected {name} to be of {kind} dtype, but got {values.dtype}")
+    if values.dim() != 1 or (classes is not None and values.shape[0] != classes):
+        want = "(C,)" if classes is None else f"({classes},)"
+        raise ValueError(f"expected {name} of shape {want}, but got {tuple(values.shape)}")
+
+
+def check_positive(values: Tensor, name: str, *, zero: bool = False) -> None:
+    """By value, so it waits for the device: where that costs, callers leave it out."""
+    bad = ~((values >= 0) if zero else (values > 0)) | values.isinf()
+    if bad.any():
+        index = int(bad.nonzero()[0])
+        bound = ">= 0" if zero else "> 0"
+        raise ValueError(f"expected {name} {bound} and finite, but got {values[index].item()} at index {index}")
+
+
+def check_counts(counts: Tensor, classes: int | None = None, name: str = "counts") -> None:
+    check_vector(counts, classes, name, floating=False)
+    check_positive(counts, name)
+
+
+def check_prior(prior: Tensor, classes: int | None, name: str = "prior") -> None:
+    check_vector(prior, classes, name)
+    check_positive(prior, name)
+    total = prior.double().sum().item()
+    if abs(total - 1) > 1e-4:
+        raise ValueError(f"expected {name} to sum to 1 within 1e-4, but got a sum of {total:.6g}")

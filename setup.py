@@ -1,0 +1,74 @@
+"""Builds one shared object per instruction set from the same sources; everything else is in pyproject.toml."""
+
+import os
+import platform
+import sys
+
+import pybind11
+import torch
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from torch.utils.cpp_extension import include_paths
+
+# Instruction set -> compiler flags. imbloss/_C.py loads the best one that the machine has.
+ISAS = {"default": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISAS["avx512"] = [*ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
+# -Wpsabi: no vector crosses an ABI boundary here. -Wuninitialized: GCC's own AVX-512 headers, _mm512_undefined_ps.
+WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+HEADERS = ["simd.h", "vmath.h", "policies.h", "softmax_rows.h"]
+
+
+def extension(isa, flags):
+    return Extension(
+        f"imbloss._C_{isa}",
+        ["csrc/ops.cpp", "csrc/module.cpp"],
+        depends=[f"csrc/{name}" for name in HEADERS],
+        include_dirs=[*include_paths(), pybind11.get_include()],
+        define_macros=[
+            ("TORCH_TARGET_VERSION", "0x020a000000000000ULL"),
+            ("IMBLOSS_MODULE", f"_C_{isa}"),
+            ("IMBLOSS_ISA", isa),
+            ("IMBLOSS_FLAGS", " ".join([*FLAGS, *flags])),
+            ("IMBLOSS_TORCH", torch.__version__),
+        ],
+        extra_compile_args=[*FLAGS, *flags, *WARNINGS],
+        libraries=["torch_cpu", "c10"],
+        library_dirs=[os.path.join(os.path.dirname(torch.__file__), "lib")],
+        optional=True,  # without a compiler the package installs, warns when imported and computes in plain PyTorch
+    )
+
+
+class BuildExt(build_ext):
+    """Compiles the variants side by side, each into a folder of its own: they share their source files."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extension(self, ext):
+        path = self.get_ext_fullpath(ext.name)
+        newest = max(os.path.getmtime(f) for f in [*ext.sources, *ext.depends, __file__])
+        if os.path.exists(path) and os.path.getmtime(path) > newest and not self.force:
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        objects = self.compiler.compile(
+            ext.sources,
+            output_dir=os.path.join(self.build_temp, ext.name),
+            macros=ext.define_macros,
+            include_dirs=ext.include_dirs,
+            extra_postargs=ext.extra_compile_args,
+            depends=ext.depends,
+        )
+        self.compiler.link_shared_object(
+            objects, path, libraries=ext.libraries, library_dirs=ext.library_dirs, target_lang="c++"
+        )
+
+
+if __name__ == "__main__":
+    if sys.platform == "win32":  # the vector types are GCC's and Clang's
+        ISAS.clear()
+    setup(ext_modules=[extension(*item) for item in ISAS.items()], cmdclass={"build_ext": BuildExt})
