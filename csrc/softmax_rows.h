@@ -129,6 +129,26 @@ IMBLOSS_INLINE int64_t target_of(const SoftmaxRows<S>& job, int64_t row, BlockSu
   return -1;
 }
 
+// Replaces e[0..n), n whole vectors, by exp(e - top), and returns its sum.
+template <class A>
+A exp_and_sum(A* e, int64_t n, A top) {
+  constexpr int abreast = 4, lanes = kLanes<A>;
+  Vec<A, abreast> sums(0);
+  int64_t c = 0;
+  for (; c + abreast * lanes <= n; c += abreast * lanes) {
+    Vec<A, abreast> exponentials = exp(load<abreast>(e + c) - top);
+    store(e + c, exponentials);
+    sums = sums + exponentials;
+  }
+  Vec<A> rest(0);
+  for (; c < n; c += lanes) {
+    Vec<A> exponentials = exp(load(e + c) - top);
+    store(e + c, exponentials);
+    rest = rest + exponentials;
+  }
+  return sum(sums) + sum(rest);
+}
+
 // Up to one vector of rows at a time: each row's exponentials into scratch, then value and slope of all rows in
 // lanes, then the gradient from scratch. For any number of classes and any strides.
 template <class S, bool Affine, class Policy>
@@ -177,13 +197,7 @@ void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, in
         top[r] = std::max(max_lane(largest), target_z[r]);
       }
 
-      V total(0);
-      for (int64_t c = 0; c < padded; c += lanes) {
-        V exponential = exp(load(e + c) - top[r]);
-        store(e + c, exponential);
-        total = total + exponential;
-      }
-      others[r] = sum(total);
+      others[r] = exp_and_sum(e, padded, top[r]);
       weight[r] = (job.weight ? job.weight[y] : A(1)) * (job.sample_weight ? job.sample_weight[first + r] : A(1));
       if (job.gammas) {
         gamma_high[r] = high_part<A>(job.gammas[y]);

@@ -137,7 +137,9 @@ class SoftmaxRows(torch.autograd.Function):
     def backward(ctx, grad_output, _):
         *tensors, stats = ctx.saved_tensors
         args = (*tensors, *ctx.options)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if grad_output is None:
+            gradient = None
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradient = _reference_backward(grad_output, *args)
         else:
             gradient = _backward_from_stats(grad_output, stats, *args)

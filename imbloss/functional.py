@@ -204,7 +204,10 @@ def _num_classes(logits: Tensor) -> int:
         raise TypeError(f"expected logits to be a tensor, but got {describe(logits)}")
     if logits.dim() == 0:
         raise ValueError("expected logits of shape (N, C) or (C,), but got ()")
-    return logits.shape[0 if logits.dim() == 1 else 1]
+    classes = logits.shape[0 if logits.dim() == 1 else 1]
+    if classes == 0:
+        raise ValueError(f"expected logits of at least one class, but got shape {tuple(logits.shape)}")
+    return classes
 
 
 def _checks_values(tensor: Tensor) -> bool:
@@ -262,8 +265,6 @@ def softmax_rows(
         raise ValueError(
             f"expected target of shape {tuple(rows)} for logits of shape {tuple(shape)}, but got {tuple(target.shape)}"
         )
-    if classes == 0:
-        raise ValueError(f"expected logits of at least one class, but got shape {tuple(shape)}")
     if target.device != logits.device:
         raise ValueError(f"expected target on {logits.device}, where the logits are, but got {target.device}")
     reduced = _ops.REDUCTIONS.get(reduction)

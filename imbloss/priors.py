@@ -112,11 +112,14 @@ def describe(value: object) -> str:
 
 
 def check_vector(values: Tensor, classes: int | None, name: str, *, floating: bool = True) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"expected {name} to be a tensor of shape (C,), but got {describe(values)}")
-    if values.dtype == torch.bool or values.is_complex() or (floating and not values.is_floating_point()):
-        kind = "a floating" if floating else "an integer or floating"
-        raise TypeError(f"expected {name} to be of {kind} dtype, but got {values.dtype}")
+    kind = "a floating" if floating else "an integer or floating"
+    if (
+        not isinstance(values, Tensor)
+        or values.dtype == torch.bool
+        or values.is_complex()
+        or (floating and not values.is_floating_point())
+    ):
+        raise TypeError(f"expected {name} to be a tensor of {kind} dtype, but got {describe(values)}")
     if values.dim() != 1 or (classes is not None and values.shape[0] != classes):
         want = "(C,)" if classes is None else f"({classes},)"
         raise ValueError(f"expected {name} of shape {want}, but got {tuple(values.shape)}")

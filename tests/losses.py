@@ -1,0 +1,183 @@
+"""The table: one row a public loss. The generic tests of test_losses.py run every row; a loss without one fails there.
+
+A sample is a function (classes, rows) -> keywords, so that each can be tried at any size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+import imbloss
+from imbloss import reference
+
+Keywords = dict[str, object]
+Sample = Callable[[int, int], Keywords]
+
+
+def uneven(n: int, low: float = 0.1, high: float = 3.0) -> torch.Tensor:
+    """n different positive numbers in no order."""
+    return torch.linspace(low, high, n)[torch.randperm(n, generator=torch.Generator().manual_seed(n))]
+
+
+def long_tailed_counts(classes: int) -> torch.Tensor:
+    return (1000 * 0.01 ** (torch.arange(classes) / max(classes - 1, 1))).long()
+
+
+def prior_of(classes: int) -> torch.Tensor:
+    counts = long_tailed_counts(classes).double()
+    return (counts / counts.sum()).float()
+
+
+@dataclass(frozen=True)
+class Loss:
+    name: str
+    samples: dict[str, Sample]
+    # name -> (keywords, exception, its message)
+    errors: dict[str, tuple[Keywords, type[Exception], str]] = field(default_factory=dict)
+    # name -> (keywords of this loss, another way to the same value), at any number of classes and rows
+    identities: dict[str, tuple[Sample, Callable[..., torch.Tensor]]] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., torch.Tensor]:
+        return getattr(imbloss, self.name)
+
+    @property
+    def reference(self) -> Callable[..., torch.Tensor]:
+        return getattr(reference, self.name)
+
+    @property
+    def module(self) -> type[torch.nn.Module]:
+        return getattr(imbloss, "".join(part.capitalize() for part in self.name.split("_")))
+
+
+# What every softmax loss takes.
+SHARED: dict[str, Sample] = {
+    "none": lambda c, n: {"reduction": "none"},
+    "sum": lambda c, n: {"reduction": "sum"},
+    "sample weight": lambda c, n: {"sample_weight": uneven(n)},
+    "sample weight, none": lambda c, n: {"sample_weight": uneven(n), "reduction": "none"},
+    "normalizer": lambda c, n: {"normalizer": 7.5},
+    "normalizer tensor": lambda c, n: {"normalizer": torch.tensor(3)},
+    "ignore index": lambda c, n: {"ignore_index": 0},
+}
+SHARED_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
+    "reduction": ({"reduction": "avg"}, ValueError, r"expected reduction to be .*, but got 'avg'"),
+    "sample weight": ({"sample_weight": torch.ones(3)}, ValueError, r"expected sample_weight of shape \(5,\), but got \(3,\)"),
+    "normalizer": (
+        {"normalizer": 2, "reduction": "sum"}, ValueError, 'expected normalizer only with reduction="mean"',
+    ),
+    "normalizer tensor": ({"normalizer": torch.ones(2)}, ValueError, "expected normalizer to be a number"),
+}  # fmt: skip
+PRIOR_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
+    "prior length": ({"prior": torch.full((3,), 1 / 3)}, ValueError, r"expected prior of shape \(4,\), but got \(3,\)"),
+    "prior sum": ({"prior": torch.ones(4)}, ValueError, "expected prior to sum to 1 within 1e-4, but got a sum of 4"),
+    "prior zero": ({"prior": torch.tensor([1.0, 0, 0, 0])}, ValueError, "expected prior > 0 .* but got 0.0 at index 1"),
+    "prior counts": ({"prior": torch.tensor([1, 2, 3, 4])}, TypeError, "expected prior to be a tensor of a floating dtype"),
+    "tau": ({"prior": torch.full((4,), 0.25), "tau": float("nan")}, ValueError, "expected tau to be finite, but got nan"),
+}
+WEIGHT_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
+    "weight length": ({"weight": torch.ones(3)}, ValueError, r"expected weight of shape \(4,\), but got \(3,\)"),
+    "weight dtype": ({"weight": torch.ones(4, dtype=torch.int64)}, TypeError, "expected weight to be a tensor of a floating"),
+    "weight list": ({"weight": [1.0] * 4}, TypeError, "expected weight to be a tensor .* but got list"),
+}
+
+LOSSES = [
+    Loss(
+        "cross_entropy",
+        samples={
+            "plain": lambda c, n: {},
+            "weight": lambda c, n: {"weight": uneven(c)},
+            "prior": lambda c, n: {"prior": prior_of(c), "tau": 0.7},
+            **SHARED,
+        },
+        errors=SHARED_ERRORS | PRIOR_ERRORS | WEIGHT_ERRORS,
+        identities={
+            "torch's": (lambda c, n: {"weight": uneven(c)}, torch.nn.functional.cross_entropy),
+            "prior is added to the logits": (
+                lambda c, n: {"prior": prior_of(c), "tau": 2.0},
+                lambda x, y, prior, tau: torch.nn.functional.cross_entropy(x + tau * prior.to(x).log(), y),
+            ),
+        },
+    ),
+    Loss(
+        "focal_loss",
+        samples={
+            "gamma 2": lambda c, n: {},
+            "gamma 0": lambda c, n: {"gamma": 0.0},
+            "gamma 0.3": lambda c, n: {"gamma": 0.3},
+            "gamma 0.5": lambda c, n: {"gamma": 0.5, "reduction": "none"},
+            "gamma 1": lambda c, n: {"gamma": 1},
+            "gamma 3.3": lambda c, n: {"gamma": 3.3},
+            "gamma 5": lambda c, n: {"gamma": 5.0, "reduction": "sum"},
+            "gamma per class": lambda c, n: {"gamma": uneven(c, 0.0, 3.0)},
+            "weight": lambda c, n: {"weight": uneven(c)},
+            "weight and sample weight": lambda c, n: {"weight": uneven(c), "sample_weight": uneven(n)},
+            "prior": lambda c, n: {"prior": prior_of(c), "tau": 0.7},
+            "detached factor": lambda c, n: {"detach_factor": True, "gamma": 0.7},
+            **SHARED,
+        },
+        errors={
+            **SHARED_ERRORS,
+            **PRIOR_ERRORS,
+            **WEIGHT_ERRORS,
+            "gamma": ({"gamma": -0.5}, ValueError, "expected gamma >= 0 and finite, but got -0.5"),
+            "gamma nan": ({"gamma": float("nan")}, ValueError, "expected gamma >= 0 and finite, but got nan"),
+            "gamma length": ({"gamma": torch.ones(2)}, ValueError, r"expected gamma of shape \(4,\), but got \(2,\)"),
+            "gamma of a class": (
+                {"gamma": torch.tensor([1.0, -1, 0, 0])}, ValueError, "expected gamma >= 0 .* but got -1.0 at index 1",
+            ),
+        },
+        identities={
+            "gamma 0 is cross entropy": (
+                lambda c, n: {"gamma": 0.0, "weight": uneven(c)},
+                lambda x, y, gamma, weight: torch.nn.functional.cross_entropy(x, y, weight=weight),
+            ),
+            "one gamma for each class": (
+                lambda c, n: {"gamma": torch.full((c,), 1.7)},
+                lambda x, y, gamma: imbloss.focal_loss(x, y, gamma=float(gamma[0])),
+            ),
+        },
+    ),
+    Loss(
+        "balanced_softmax_loss",
+        samples={
+            name: (lambda c, n, shared=shared: {"counts": long_tailed_counts(c), **shared(c, n)})
+            for name, shared in {"counts": lambda c, n: {}, **SHARED}.items()
+        },
+        errors={
+            **{name: ({"counts": torch.arange(1, 5), **bad}, *rest) for name, (bad, *rest) in SHARED_ERRORS.items()},
+            "counts zero": (
+                {"counts": torch.tensor([3, 0, 1, 1])}, ValueError, "expected counts > 0 .* but got 0 at index 1",
+            ),
+            "counts length": (
+                {"counts": torch.ones(3)}, ValueError, r"expected counts of shape \(4,\), but got \(3,\)",
+            ),
+            "counts list": ({"counts": [1, 2, 3, 4]}, TypeError, "expected counts to be a tensor of an integer or floating"),
+        },
+        identities={
+            "equal counts are cross entropy": (
+                lambda c, n: {"counts": torch.full((c,), 5)},
+                lambda x, y, counts: torch.nn.functional.cross_entropy(x, y),
+            )
+        },
+    ),
+    Loss(
+        "logit_adjusted_loss",
+        samples={
+            name: (lambda c, n, shared=shared: {"prior": prior_of(c), "tau": 1.3, **shared(c, n)})
+            for name, shared in {"prior": lambda c, n: {}, **SHARED}.items()
+        },
+        errors={
+            **{name: ({"prior": torch.full((4,), 0.25), **bad}, *rest) for name, (bad, *rest) in SHARED_ERRORS.items()},
+            **PRIOR_ERRORS,
+            "no prior": ({"prior": None}, TypeError, "expected prior to be a tensor"),
+        },
+        identities={
+            "tau 1 is balanced softmax": (
+                lambda c, n: {"prior": long_tailed_counts(c).double() / long_tailed_counts(c).sum()},
+                lambda x, y, prior: imbloss.balanced_softmax_loss(x, y, counts=prior * 1000),
+            )
+        },
+    ),
+]  # fmt: skip
