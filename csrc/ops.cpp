@@ -29,10 +29,14 @@ constexpr ScalarType kScalarType = std::is_same_v<S, double>     ? ScalarType::D
 
 int32_t shim_dtype(ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Double: return aoti_torch_dtype_float64();
-    case ScalarType::Float: return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
-    default: return aoti_torch_dtype_float16();
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    default:
+      return aoti_torch_dtype_float16();
   }
 }
 
@@ -40,11 +44,16 @@ int32_t shim_dtype(ScalarType dtype) {
 template <class F>
 auto with_storage(ScalarType dtype, F f) {
   switch (dtype) {
-    case ScalarType::Double: return f(double{});
-    case ScalarType::Float: return f(float{});
-    case ScalarType::BFloat16: return f(BFloat16{});
-    case ScalarType::Half: return f(Float16{});
-    default: throw std::invalid_argument("expected logits of dtype float64, float32, bfloat16 or float16");
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Half:
+      return f(Float16{});
+    default:
+      throw std::invalid_argument("expected logits of dtype float64, float32, bfloat16 or float16");
   }
 }
 
@@ -52,8 +61,9 @@ auto with_storage(ScalarType dtype, F f) {
 template <class T>
 const T* data_of(const MaybeTensor& tensor, const char* name, ScalarType dtype, int64_t count) {
   if (!tensor) return nullptr;
-  STD_TORCH_CHECK(tensor->is_cpu() && tensor->scalar_type() == dtype && tensor->is_contiguous() && tensor->numel() == count,
-                  "expected ", name, " to be a contiguous CPU tensor of ", count, " elements in the accumulation dtype");
+  STD_TORCH_CHECK(
+      tensor->is_cpu() && tensor->scalar_type() == dtype && tensor->is_contiguous() && tensor->numel() == count,
+      "expected ", name, " to be a contiguous CPU tensor of ", count, " elements in the accumulation dtype");
   return static_cast<const T*>(tensor->const_data_ptr());
 }
 
@@ -62,10 +72,14 @@ double number_in(const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, "expected normalizer to be a CPU tensor of one element");
   const void* p = tensor.const_data_ptr();
   switch (tensor.scalar_type()) {
-    case ScalarType::Double: return *static_cast<const double*>(p);
-    case ScalarType::Float: return *static_cast<const float*>(p);
-    case ScalarType::Long: return static_cast<double>(*static_cast<const int64_t*>(p));
-    default: throw std::invalid_argument("expected normalizer of dtype float64, float32 or int64");
+    case ScalarType::Double:
+      return *static_cast<const double*>(p);
+    case ScalarType::Float:
+      return *static_cast<const float*>(p);
+    case ScalarType::Long:
+      return static_cast<double>(*static_cast<const int64_t*>(p));
+    default:
+      throw std::invalid_argument("expected normalizer of dtype float64, float32 or int64");
   }
 }
 
@@ -201,9 +215,9 @@ struct Operands {
   void check_target(const BlockSums& sums, int64_t ignore_index) const {
     if (sums.bad_row < 0) return;
     const int64_t got = static_cast<const int64_t*>(target.const_data_ptr())[sums.bad_row];
-    throw std::out_of_range("expected target in [0, " + std::to_string(classes) + ") or ignore_index=" +
-                            std::to_string(ignore_index) + ", but got " + std::to_string(got) + " at index " +
-                            std::to_string(sums.bad_row));
+    throw std::out_of_range("expected target in [0, " + std::to_string(classes) +
+                            ") or ignore_index=" + std::to_string(ignore_index) + ", but got " + std::to_string(got) +
+                            " at index " + std::to_string(sums.bad_row));
   }
 };
 
@@ -250,7 +264,8 @@ std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, MaybeTe
           for (int64_t row = begin; row < end; row++) {
             const int64_t y = target_of(job, row, sums);
             if (y < 0) continue;
-            sums.loss += (job.weight ? double(job.weight[y]) : 1) * (job.sample_weight ? double(job.sample_weight[row]) : 1);
+            sums.loss +=
+                (job.weight ? double(job.weight[y]) : 1) * (job.sample_weight ? double(job.sample_weight[row]) : 1);
           }
         });
         BlockSums sums = merged(blocks);
@@ -261,8 +276,8 @@ std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, MaybeTe
     }
 
     const auto shape = operands.target.sizes();
-    Tensor loss = reduction == kNone ? new_tensor({shape.begin(), shape.end()}, kScalarType<A>)
-                                     : new_tensor({}, kScalarType<A>);
+    Tensor loss =
+        reduction == kNone ? new_tensor({shape.begin(), shape.end()}, kScalarType<A>) : new_tensor({}, kScalarType<A>);
     A* losses = static_cast<A*>(loss.mutable_data_ptr());
     if (reduction == kNone) job.loss = losses;
     Tensor kept = keep_grad ? operands.new_grad(job) : new_tensor({kNumRowStats, rows}, kScalarType<A>);

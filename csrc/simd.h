@@ -81,21 +81,21 @@ struct Part {
 };
 
 // ---- arithmetic: the compiler's own, a lane at a time in the source, a register at a time in the code ----
-#define IMBLOSS_BINARY(op)                                                  \
-  template <class T, int U>                                                 \
-  IMBLOSS_INLINE Vec<T, U> operator op(Vec<T, U> a, Vec<T, U> b) {          \
-    Vec<T, U> c;                                                            \
-    IMBLOSS_UNROLL                                                          \
-    for (int i = 0; i < U; i++) c.r[i] = a.r[i] op b.r[i];                  \
-    return c;                                                               \
-  }                                                                         \
-  template <class T, int U>                                                 \
+#define IMBLOSS_BINARY(op)                                                     \
+  template <class T, int U>                                                    \
+  IMBLOSS_INLINE Vec<T, U> operator op(Vec<T, U> a, Vec<T, U> b) {             \
+    Vec<T, U> c;                                                               \
+    IMBLOSS_UNROLL                                                             \
+    for (int i = 0; i < U; i++) c.r[i] = a.r[i] op b.r[i];                     \
+    return c;                                                                  \
+  }                                                                            \
+  template <class T, int U>                                                    \
   IMBLOSS_INLINE Vec<T, U> operator op(Vec<T, U> a, std::common_type_t<T> b) { \
-    return a op Vec<T, U>(b);                                               \
-  }                                                                         \
-  template <class T, int U>                                                 \
+    return a op Vec<T, U>(b);                                                  \
+  }                                                                            \
+  template <class T, int U>                                                    \
   IMBLOSS_INLINE Vec<T, U> operator op(std::common_type_t<T> a, Vec<T, U> b) { \
-    return Vec<T, U>(a) op b;                                               \
+    return Vec<T, U>(a) op b;                                                  \
   }
 IMBLOSS_BINARY(+)
 IMBLOSS_BINARY(-)

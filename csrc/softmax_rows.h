@@ -30,14 +30,14 @@ struct SoftmaxRows {
   const A* margin;
   const A* weight;
   const double* gammas;
-  double gamma;             // where gammas is null
-  const A* sample_weight;   // per row, or null
-  A inverse_divisor;        // of "mean"; 1 for the other reductions
+  double gamma;            // where gammas is null
+  const A* sample_weight;  // per row, or null
+  A inverse_divisor;       // of "mean"; 1 for the other reductions
 
-  A* loss;                  // per row
-  A* stats;                 // 3 numbers a row, see RowStats; stats_stride apart
+  A* loss;   // per row
+  A* stats;  // 3 numbers a row, see RowStats; stats_stride apart
   int64_t stats_stride;
-  S* grad;                  // for an upstream gradient of 1
+  S* grad;  // for an upstream gradient of 1
   Strides grad_strides;
 };
 
@@ -239,7 +239,8 @@ void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, in
         S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
         A* e = scratch.get() + r * padded;
         e[label[r]] = -others[r];  // times `other` it is slope * q
-        for_lanes<A>(job.classes, [&](int64_t c, int n) { store_lanes<S, Affine>(job, g, c, n, load(e + c) * out[r]); });
+        for_lanes<A>(job.classes,
+                     [&](int64_t c, int n) { store_lanes<S, Affine>(job, g, c, n, load(e + c) * out[r]); });
       }
     }
   }

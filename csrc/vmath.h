@@ -1,8 +1,8 @@
 // exp, log, log1p and pow on Vec, written once for every instruction set. Bounds against long double, asserted by
 // tests/test_vmath.py, which sweeps these very functions for every instruction set (with fma; without, add a third):
-//   exp    x <= 88 (709): 1.1 ulp. Exactly 0 below -104 (-746); on AVX2 and 16-byte vectors already below -87.3 (-708.3)
-//   log    normal x > 0: 1.2 ulp        log1p  x >= 0: 1.6 ulp
-//   pow    0 <= x <= 1, 0 <= exponent <= 64: 1.2 (1 + exponent) ulp
+//   exp    x <= 88 (709): 1.1 ulp. Exactly 0 below -104 (-746); on AVX2 and 16-byte vectors already below -87.3
+//   (-708.3) log    normal x > 0: 1.2 ulp        log1p  x >= 0: 1.6 ulp pow    0 <= x <= 1, 0 <= exponent <= 64: 1.2 (1
+//   + exponent) ulp
 // A NaN gives NaN in its own lane. Coefficients: minimax in the relative error (Remez), the leading ones fixed.
 #pragma once
 
@@ -76,9 +76,9 @@ IMBLOSS_INLINE LogParts<Vec<T, U>> log_parts(Vec<T, U> x) {
     log_m = f + (f2 * f * tail - f2 * T(0.5));
   } else {
     V s = f / (f + 2), z = s * s;  // log m = 2 atanh s = f - s (f - 2 z R(z) ...), arranged so that f stays exact
-    V tail = z * horner(z, 0.66666666666666597335, 0.40000000000055942705, 0.28571428556007049998,
-                        0.22222224276214660551, 0.18181667087876900876, 0.15391072446328685071, 0.13174261588296660129,
-                        0.13838568435071367345);
+    V tail =
+        z * horner(z, 0.66666666666666597335, 0.40000000000055942705, 0.28571428556007049998, 0.22222224276214660551,
+                   0.18181667087876900876, 0.15391072446328685071, 0.13174261588296660129, 0.13838568435071367345);
     V half_square = f * f * T(0.5);
     log_m = f - (half_square - s * (half_square + tail));
   }
@@ -118,10 +118,14 @@ template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> pow(Vec<T, U> x, Exponent<Vec<T, U>> exponent) {
   using V = Vec<T, U>;
   switch (exponent.whole) {
-    case 0: return V(1);
-    case 1: return x;
-    case 2: return x * x;
-    case 3: return x * x * x;
+    case 0:
+      return V(1);
+    case 1:
+      return x;
+    case 2:
+      return x * x;
+    case 3:
+      return x * x * x;
   }
   auto [e, log_m] = log_parts(x);
   V exact = exponent.high * e;

@@ -36,7 +36,11 @@ def _(logits, target, *args):
     shape = target.shape if reduction == REDUCTIONS["none"] else ()
     loss = logits.new_empty(shape, dtype=loss_dtype or logits.dtype)
     stats_shape = (NUM_ROW_STATS, target.numel())
-    kept = torch.empty_like(logits) if keep_grad else logits.new_empty(stats_shape, dtype=_accumulation_dtype(logits.dtype))
+    kept = (
+        torch.empty_like(logits)
+        if keep_grad
+        else logits.new_empty(stats_shape, dtype=_accumulation_dtype(logits.dtype))
+    )
     return loss, kept
 
 
@@ -103,7 +107,7 @@ class SoftmaxRowsWithGrad(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, ctx.gradient = ctx.gradient, None
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return _reference_backward(grad_output, ctx.saved_tensors[0], *ctx.rest), None
@@ -134,7 +138,7 @@ class SoftmaxRows(torch.autograd.Function):
         ctx.options = inputs[_NUM_TENSORS:]
 
     @staticmethod
-    def backward(ctx, grad_output, _):
+    def backward(ctx, grad_output, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         *tensors, stats = ctx.saved_tensors
         args = (*tensors, *ctx.options)
         if grad_output is None:

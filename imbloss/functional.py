@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from imbloss import _ops
-from imbloss.priors import check_counts, check_positive, check_prior, check_vector, describe
+from imbloss.priors import check_positive, check_prior, check_vector, describe
 
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 _LOGITS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
@@ -78,7 +78,7 @@ def focal_loss(
 ) -> Tensor:
     r"""Softmax focal loss, fused forward and backward.
 
-    .. math:: \ell_i = -w_{y_i} (1 - p_{y_i})^\gamma \log p_{y_i}, \qquad p = \operatorname{softmax}(z_i + \tau \log \pi)
+    .. math:: \ell_i = -w_{y_i} (1 - p_{y_i})^\gamma \log p_{y_i}, \quad p = \operatorname{softmax}(z_i + \tau \log \pi)
 
     Args:
         logits: scores z of shape (N, C) or (C,); float32, float64, bfloat16 or float16, accumulated in float32

@@ -43,6 +43,8 @@ class _SoftmaxLoss(nn.Module):
         shapes = {name: f"tensor of shape {tuple(b.shape)}" for name, b in self.named_buffers()}
         return ", ".join(f"{name}={value}" for name, value in (shapes | options).items())
 
+    prior: Tensor | None
+
     def _prior_buffer(self, prior: Tensor | None, tau: float) -> None:
         if prior is not None:
             check_prior(prior, None)
@@ -123,6 +125,8 @@ class BalancedSoftmaxLoss(_SoftmaxLoss):
     tensor(4.6052)
     """
 
+    counts: Tensor
+
     def __init__(self, *, counts: Tensor, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction)
         check_counts(counts)
@@ -139,9 +143,7 @@ class LogitAdjustedLoss(_SoftmaxLoss):
     tensor(4.6052)
     """
 
-    def __init__(
-        self, *, prior: Tensor, tau: float = 1.0, ignore_index: int = -100, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, *, prior: Tensor, tau: float = 1.0, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction)
         check_prior(prior, None)
         self._prior_buffer(prior, tau)

@@ -23,12 +23,17 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     >>> class_counts(torch.tensor([0, 2, 2, 1, 2]), num_classes=4)
     tensor([1, 1, 3, 0])
     """
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
         raise TypeError(f"expected labels to be a tensor of an integer dtype, but got {describe(labels)}")
     if num_classes < 1:
         raise ValueError(f"expected num_classes to be at least 1, but got {num_classes}")
     flat = labels.reshape(-1).long()
-    if flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) < num_classes):
+    if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < num_classes):
         bad = int(flat.min()) if flat.min() < 0 else int(flat.max())
         raise ValueError(f"expected labels in [0, {num_classes}), but got {bad}")
     return torch.bincount(flat, minlength=num_classes)
@@ -54,13 +59,15 @@ def class_balanced_weights(counts: Tensor, *, beta: float = 0.9999) -> Tensor:
     Source: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, eq. 10.
 
     >>> class_balanced_weights(torch.tensor([1000, 100, 10]), beta=0.999)
-    tensor([0.0425, 0.2822, 2.6754])
+    tensor([0.0422, 0.2800, 2.6778])
     """
     check_counts(counts)
     if not 0 <= beta < 1:
         raise ValueError(f"expected beta in [0, 1), but got {beta}")
     # 1 - beta^n without cancellation: n log beta is tiny for the rare classes, which matter most
-    effective = -torch.expm1(counts.double() * math.log(beta)) if beta > 0 else torch.ones_like(counts, dtype=torch.float64)
+    effective = (
+        -torch.expm1(counts.double() * math.log(beta)) if beta > 0 else torch.ones_like(counts, dtype=torch.float64)
+    )
     weights = 1 / effective
     weights = weights / weights.mean()
     return weights.to(counts.dtype if counts.dtype == torch.float64 else torch.float32)

@@ -1,5 +1,5 @@
-"""Every loss from its paper's formula in plain PyTorch: the truth that kernels are tested against (in float64), and what
-computes where there is no kernel. Differentiable as often as wanted, by autograd alone.
+"""Every loss from its paper's formula in plain PyTorch: the truth that kernels are tested against (in float64), and
+what computes where there is no kernel. Differentiable as often as wanted, by autograd alone.
 
 Formulas are written so that no digit is lost (docs/math.md, section 1): 1 - p is summed from the other classes.
 """

@@ -130,7 +130,7 @@ def test_backends():
     for name in ("auto", "cpp", "reference"):
         with imbloss.testing.backend(name):
             assert imbloss.focal_loss(x, y).isfinite()
-    with pytest.raises(ValueError, match="expected backend in .* but got 'cuda'"), imbloss.testing.backend("cuda"):
+    with pytest.raises(ValueError, match=r"expected backend in .* but got 'cuda'"), imbloss.testing.backend("cuda"):
         pass
     result = python("import imbloss._ops as o; print(o._backend, o._kernels)", IMBLOSS_BACKEND="reference")
     assert result.stdout.strip() == "reference {'cpu': False}"

@@ -264,7 +264,11 @@ def test_backward_twice_and_inputs_untouched(loss, reduction):
     keywords = {**next(iter(loss.samples.values()))(10, 32), "reduction": reduction}
     for dtype in DTYPES:
         logits, target = inputs(10, 32, dtype)
-        tensors = {"logits": logits, "target": target, **{k: v for k, v in keywords.items() if isinstance(v, torch.Tensor)}}
+        tensors = {
+            "logits": logits,
+            "target": target,
+            **{k: v for k, v in keywords.items() if isinstance(v, torch.Tensor)},
+        }
         before = {name: (tensor.clone(), tensor._version) for name, tensor in tensors.items()}
         x = logits.requires_grad_()
         value = loss.function(x, target, **keywords)
@@ -308,7 +312,9 @@ def test_same_bits_for_any_number_of_threads_and_every_run(loss):
 def test_compiles_without_a_graph_break(loss, sample):
     keywords, logits, target = case(loss, sample, 10, 12)
     torch.compiler.reset()
-    compiled = torch.compile(lambda x, y, keywords: loss.function(x, y, **keywords), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x, y, keywords: loss.function(x, y, **keywords), fullgraph=True, backend="aot_eager"
+    )
     upstream = upstream_for(loss.function(logits, target, **keywords))
     got = value_and_grad(lambda x, y, **k: compiled(x, y, k), logits, target, keywords, upstream)
     want = value_and_grad(loss.function, logits, target, keywords, upstream)
@@ -346,16 +352,22 @@ def test_bad_argument_is_named(loss, error):
         loss.function(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64), **keywords)
 
 
+NO_INTEGERS = "expected target to be a tensor of an integer dtype"
 BAD_INPUTS = {
     "logits list": ([[0.0]], torch.zeros(1).long(), TypeError, "expected logits to be a tensor, but got list"),
     "logits dtype": (torch.zeros(5, 4).long(), torch.zeros(5).long(), TypeError, "expected logits of dtype float32"),
     "logits scalar": (torch.tensor(1.0), torch.tensor(0), ValueError, r"expected logits of shape .*, but got \(\)"),
     "no classes": (torch.zeros(5, 0), torch.zeros(5).long(), ValueError, "expected logits of at least one class"),
-    "target float": (torch.zeros(5, 4), torch.zeros(5), TypeError, "expected target to be a tensor of an integer dtype"),
-    "target list": (torch.zeros(5, 4), [0] * 5, TypeError, "expected target to be a tensor of an integer dtype"),
-    "target shape": (torch.zeros(5, 4), torch.zeros(4).long(), ValueError, r"expected target of shape \(5,\) .* got \(4,\)"),
+    "target float": (torch.zeros(5, 4), torch.zeros(5), TypeError, NO_INTEGERS),
+    "target list": (torch.zeros(5, 4), [0] * 5, TypeError, NO_INTEGERS),
+    "target shape": (
+        torch.zeros(5, 4), torch.zeros(4).long(), ValueError, r"expected target of shape \(5,\) .* got \(4,\)",
+    ),
     "target device": (torch.zeros(5, 4), torch.zeros(5, device="meta").long(), ValueError, "expected target on cpu"),
-    "target too large": (torch.zeros(5, 4), torch.tensor([0, 1, 4, 9, 0]), IndexError, r"in \[0, 4\) or ignore_index=-100, but got 4 at index 2"),
+    "target too large": (
+        torch.zeros(5, 4), torch.tensor([0, 1, 4, 9, 0]), IndexError,
+        r"expected target in \[0, 4\) or ignore_index=-100, but got 4 at index 2",
+    ),
     "target negative": (torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, -1]), IndexError, "but got -1 at index 4"),
 }  # fmt: skip
 
@@ -422,7 +434,9 @@ def test_other_tensors_have_gradients_too(name, keywords):
     tensor = tensor.double().requires_grad_()
     function = getattr(imbloss, name)
     if argument != "prior":  # gradcheck's steps leave the simplex
-        assert torch.autograd.gradcheck(lambda x, t: function(x, target, **{argument: t}), (logits.requires_grad_(), tensor))
+        assert torch.autograd.gradcheck(
+            lambda x, t: function(x, target, **{argument: t}), (logits.requires_grad_(), tensor)
+        )
     else:
         function(logits, target, **{argument: tensor}).backward()
         assert tensor.grad.isfinite().all() and tensor.grad.abs().sum() > 0

@@ -37,7 +37,7 @@ def test_gamma_0_is_torch_cross_entropy(classes, dtype):
         torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
-# mmcv, tests/test_ops/test_focal_loss.py: inputs, targets and the softmax loss with gamma 2, alpha 0.25 as a flat factor.
+# mmcv, tests/test_ops/test_focal_loss.py: inputs, targets, softmax loss with gamma 2 and alpha 0.25 as a flat factor.
 MMCV = [
     ([[1.0, 0.0], [0.0, 1.0]], [0, 1], 0.00566451),
     ([[1.0, 0.0, -1.0], [0.0, 1.0, 2.0]], [2, 1], 0.34956908),

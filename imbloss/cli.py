@@ -1,0 +1,121 @@
+"""The `imbloss` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+try:
+    import rich.box
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ImportError as error:
+    sys.exit(f"the imbloss command needs its extra: pip install 'imbloss[lab]' ({error})")
+
+import imbloss
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _fail(message: object) -> typer.Exit:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"imbloss: {message}", markup=False)
+    return typer.Exit(2)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"imbloss {imbloss.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Training on class-imbalanced data in PyTorch."""
+
+
+@app.command()
+def compare(
+    data: Annotated[str, typer.Option(help="'digits', or an .npz file with X and y.")] = "digits",
+    imbalance_ratio: Annotated[
+        Optional[float],  # noqa: UP045, typer reads it so on every Python
+        typer.Option(
+            help="Make the training set long-tailed: largest over smallest class. 100 for digits, else as is."
+        ),
+    ] = None,
+    loss: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A method to compare; repeat for several. All of them by default."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="mlp or cnn.")] = "mlp",
+    seeds: Annotated[int, typer.Option(help="Repetitions: split, weights and batches differ.")] = 5,
+    epochs: Annotated[int, typer.Option()] = 60,
+    batch_size: Annotated[int, typer.Option()] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 1e-3,
+    out: Annotated[Path, typer.Option(help="Folder for results.json and plots.")] = Path("loss_test"),
+) -> None:
+    """Train with each loss on the same imbalanced data and show what it buys."""
+    from imbloss.lab.compare import compare as run
+    from imbloss.lab.compare import write_json
+    from imbloss.lab.methods import METHODS
+
+    methods = loss or list(METHODS)
+    if data == "digits" and imbalance_ratio is None:
+        imbalance_ratio = 100.0
+    columns = TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task("", total=len(methods) * seeds)
+            steps = iter(range(len(methods) * seeds))
+            results = run(
+                data, methods=methods, imbalance_ratio=imbalance_ratio, model=model, seeds=seeds, epochs=epochs,
+                batch_size=batch_size, learning_rate=learning_rate,
+                progress=lambda name, seed: bar.update(
+                    task, completed=next(steps), description=f"{METHODS[name].title}, seed {seed}"
+                ),
+            )  # fmt: skip
+        write_json(out / "results.json", results)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    from imbloss.lab.plots import plot_confusion, plot_recall
+
+    plot_recall(results, out / "recall.png")
+    plot_confusion(results, out / "confusion.png")
+    _show(results)
+    Console(soft_wrap=True).print(f"Written: {out}/results.json, recall.png, confusion.png", highlight=False)
+
+
+def _show(results: dict) -> None:
+    from imbloss.lab.compare import summary
+    from imbloss.lab.methods import METHODS
+    from imbloss.lab.scores import SCORES
+
+    settings, counts = results["settings"], results["data"]["train_counts"]
+    console = Console(highlight=False)
+    console.print(
+        f"{settings['source']}: {sum(counts)} training samples, per class {' '.join(map(str, counts))}; "
+        f"{sum(results['data']['test_counts'])} test samples; {settings['model']}, {settings['epochs']} epochs, "
+        f"{settings['seeds']} seeds. Percent, mean and standard deviation over seeds."
+    )
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for title in SCORES.values():
+        table.add_column(title, justify="right")
+    rows = summary(results)
+    best = {score: max(rows[name][score][0] for name in rows) for score in SCORES}
+    for name, row in rows.items():
+        cells = []
+        for score, (mean, deviation) in row.items():
+            cell = f"{100 * mean:.1f}" + (f" ±{100 * deviation:.1f}" if deviation == deviation else "")
+            cells.append(f"[bold]{cell}[/]" if mean == best[score] else cell)
+        table.add_row(METHODS[name].title, *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

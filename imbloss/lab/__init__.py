@@ -1,0 +1,6 @@
+"""The loss test: train with each loss on the same imbalanced data and see what it buys. Needs the extra ``lab``."""
+
+from imbloss.lab.compare import compare
+from imbloss.lab.data import Data, DataError, load
+
+__all__ = ["Data", "DataError", "compare", "load"]

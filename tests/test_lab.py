@@ -1,0 +1,179 @@
+"""The loss test: its data, its fairness, its numbers, its command."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+import imbloss
+from imbloss.lab import DataError, compare, load
+from imbloss.lab.compare import summary, train
+from imbloss.lab.data import long_tailed_counts
+from imbloss.lab.methods import METHODS
+from imbloss.lab.models import CNN
+from imbloss.lab.scores import confusion_matrix, scores
+
+
+def test_digits_are_long_tailed_and_tested_in_balance():
+    data = load("digits", imbalance_ratio=100, seed=3)
+    counts = data.train_counts.tolist()
+    assert counts == long_tailed_counts(10, counts[0], 100) == sorted(counts, reverse=True)
+    assert data.train_counts[0] / data.train_counts[-1] >= 100
+    assert data.test_counts.unique().numel() == 1 and data.test_counts[0] >= 50
+    assert data.x_train.shape[1:] == (1, 8, 8) and data.x_train.dtype == torch.float32
+    rows = {tuple(x.flatten().tolist()) for x in data.x_train}
+    assert not any(tuple(x.flatten().tolist()) in rows for x in data.x_test)  # no sample on both sides
+
+
+def test_the_seed_decides_the_split():
+    first, same, other = (load("digits", imbalance_ratio=10, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.x_train, same.x_train) and not torch.equal(first.x_train, other.x_train)
+
+
+def write(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_a_file_is_split_as_it_is_or_thinned(tmp_path):
+    generator = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [200, 100, 20])
+    file = write(tmp_path / "a.npz", X=generator.normal(5, 3, (320, 4)), y=y)
+    data = load(file)
+    assert data.train_counts.tolist() == [140, 70, 14] and data.test_counts.tolist() == [60, 30, 6]
+    assert data.x_train.mean(0).abs().max() < 1e-5 and (data.x_train.std(0) - 1).abs().max() < 1e-2
+    thinned = load(file, imbalance_ratio=7)
+    assert thinned.train_counts.tolist() == [14, 5, 2] and thinned.test_counts.tolist() == [6, 6, 6]
+
+
+X, Y = np.zeros((6, 2)), np.array([0, 0, 0, 1, 1, 1])
+BAD_FILES = {
+    "no y": ({"X": X}, "expected arrays X and y in .*, but got X"),
+    "strings": ({"X": X.astype(str), "y": Y}, "expected X of numbers"),
+    "one dimension": ({"X": X[:, 0], "y": Y}, r"expected X of numbers, of shape .* but got float64 of shape \(6,\)"),
+    "float labels": ({"X": X, "y": Y * 1.0}, "expected y of integers"),
+    "lengths": ({"X": X, "y": Y[:5]}, "expected as many rows of X as of y, .* but got 6 and 5"),
+    "empty": ({"X": X[:0], "y": Y[:0]}, "but got 0 and 0"),
+    "nan": (
+        {"X": np.where(np.arange(6)[:, None] == 4, np.nan, X), "y": Y},
+        "expected X to be finite, but row 4 is not",
+    ),
+    "negative label": ({"X": X, "y": Y - 1}, "expected y from 0 to C - 1, but got -1"),
+    "labels from 1": ({"X": X, "y": Y + 1}, "expected each class of y at least twice, but class 0 is there 0 times"),
+    "one class": ({"X": X, "y": Y * 0}, "expected at least two classes in y, but got one"),
+    "objects": ({"X": np.array([None] * 6), "y": Y}, "to be an .npz file of plain arrays"),
+}
+
+
+def imbloss_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "imbloss.cli", *arguments], capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.mark.parametrize("bad", BAD_FILES)
+def test_bad_files_are_named(bad, tmp_path):
+    arrays, message = BAD_FILES[bad]
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path / "bad.npz", **arrays))
+
+
+def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "text.npz").write_text("not a zip file")
+    for data in ("missing.npz", str(tmp_path), str(tmp_path / "text.npz")):
+        result = imbloss_command("compare", "--data", data, "--out", str(tmp_path / "out"))
+        assert result.returncode == 2 and result.stdout.strip() == ""
+        assert result.stderr.startswith("imbloss: expected") and result.stderr.count("\n") == 1
+
+
+def test_scores_equal_scikit_learn():
+    generator = np.random.default_rng(0)
+    truth = np.arange(300) % 5
+    predicted = np.where(generator.random(300) < 0.6, truth, generator.integers(0, 4, 300))
+    got = scores(confusion_matrix(truth, predicted, 5))
+    recall = metrics.recall_score(truth, predicted, average=None)
+    assert got["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
+    assert got["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(truth, predicted))
+    assert got["macro_f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+    assert got["g_mean"] == pytest.approx(np.prod(recall) ** 0.2)
+    assert got["worst_recall"] == pytest.approx(recall.min())
+
+
+def test_every_method_starts_alike_and_sees_the_same_batches():
+    """A loss scaled by 1 in another guise must give the very same model."""
+    data = load("digits", imbalance_ratio=20)
+    options = {"model": "mlp", "epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "seed": 5}
+    plain = train(data, imbloss.CrossEntropy(), **options)
+    torch.manual_seed(99)  # what happened before must not matter
+    focal = train(data, imbloss.FocalLoss(gamma=0.0), **options)
+    other = train(data, imbloss.CrossEntropy(), **{**options, "seed": 6})
+    for a, b, c in zip(plain.parameters(), focal.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_the_prior_correction_is_most_of_the_gain():
+    """The known result on these data: balanced softmax far ahead, the focal factor alone little."""
+    results = compare(methods=["cross_entropy", "focal", "balanced_softmax", "adjusted_cross_entropy"], seeds=3)
+    table = {name: {score: mean for score, (mean, _) in row.items()} for name, row in summary(results).items()}
+    assert 0.65 < table["cross_entropy"]["accuracy"] < 0.76 and table["cross_entropy"]["worst_recall"] < 0.1
+    assert 0.68 < table["focal"]["accuracy"] < 0.79
+    assert table["balanced_softmax"]["accuracy"] > table["focal"]["accuracy"] + 0.08
+    assert table["balanced_softmax"]["worst_recall"] > 0.4
+    assert table["adjusted_cross_entropy"]["accuracy"] > table["cross_entropy"]["accuracy"] + 0.08
+    assert json.loads(json.dumps(results)) == results
+
+
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_the_cnn_takes_images_of_any_size(size):
+    assert CNN((3, size, size), 7)(torch.zeros(2, 3, size, size)).shape == (2, 7)
+
+
+def test_the_cnn_wants_images(tmp_path):
+    generator = np.random.default_rng(0)
+    file = write(tmp_path / "table.npz", X=generator.normal(size=(40, 3)), y=np.arange(40) % 2)
+    with pytest.raises(ValueError, match=r"expected images of shape .* for the cnn, but got \(3,\)"):
+        compare(file, imbalance_ratio=None, model="cnn", methods=["focal"])
+
+
+@pytest.mark.parametrize(
+    "keywords, message",
+    [
+        ({"methods": ["lade2"]}, "expected methods among .*, but got 'lade2'"),
+        ({"model": "vit"}, "expected model among mlp, cnn, but got 'vit'"),
+        ({"epochs": 0}, "expected epochs > 0, but got 0"),
+        ({"imbalance_ratio": 0.5}, "expected imbalance_ratio >= 1 and finite, but got 0.5"),
+    ],
+)
+def test_bad_settings_are_named(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        compare(**keywords)
+
+
+def test_the_command_writes_results_and_plots(tmp_path):
+    out = tmp_path / "deep" / "out"
+    result = imbloss_command(
+        "compare", "--seeds", "2", "--epochs", "3", "--loss", "focal", "--model", "cnn", "--out", str(out)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "focal, gamma 2" in result.stdout and "worst" in result.stdout
+    written = json.loads((out / "results.json").read_text())
+    assert [(run["method"], run["seed"]) for run in written["runs"]] == [("focal", 0), ("focal", 1)]
+    assert written["versions"]["imbloss"] == imbloss.__version__
+    assert {"recall.png", "confusion.png", "results.json"} == {p.name for p in out.iterdir()}
+    assert (out / "recall.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_method_trains_and_predicts():
+    results = compare(seeds=1, epochs=1)
+    assert [run["method"] for run in results["runs"]] == list(METHODS)
+    for run in results["runs"]:
+        assert np.sum(run["confusion"]) == sum(results["data"]["test_counts"])
+        assert all(0 <= value <= 1 for value in run["scores"].values())
+
+
+def test_the_version_is_shown():
+    assert imbloss_command("--version").stdout.strip() == f"imbloss {imbloss.__version__}"
