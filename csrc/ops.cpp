@@ -15,9 +15,9 @@
 namespace imbloss {
 namespace {
 
+using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 
 enum Reduction : int64_t { kNone, kMean, kSum };  // as in imbloss/_ops.py
 
@@ -57,9 +57,18 @@ auto with_storage(ScalarType dtype, F f) {
   }
 }
 
-// The data of an optional operand that must be `count` numbers of type T, one after another.
+// The optional operands of softmax_rows travel as one list, empty where there is none: an operator's argument costs a
+// tenth of a microsecond, given or not. The order is that of imbloss/_ops.py.
+enum Operand { kWeight, kSampleWeight, kScale, kBias, kMargin, kGammas, kNormalizer, kNumOperands };
+using OperandList = std::vector<std::optional<Tensor>>;
+
+const Tensor* get(const OperandList& operands, Operand which) {
+  return operands.empty() || !operands[which] ? nullptr : &*operands[which];
+}
+
+// The data of an operand that must be `count` numbers of type T, one after another; null where there is none.
 template <class T>
-const T* data_of(const MaybeTensor& tensor, const char* name, ScalarType dtype, int64_t count) {
+const T* data_of(const Tensor* tensor, const char* name, ScalarType dtype, int64_t count) {
   if (!tensor) return nullptr;
   STD_TORCH_CHECK(
       tensor->is_cpu() && tensor->scalar_type() == dtype && tensor->is_contiguous() && tensor->numel() == count,
@@ -67,57 +76,64 @@ const T* data_of(const MaybeTensor& tensor, const char* name, ScalarType dtype, 
   return static_cast<const T*>(tensor->const_data_ptr());
 }
 
-// The number in a tensor of one element.
-double number_in(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, "expected normalizer to be a CPU tensor of one element");
-  const void* p = tensor.const_data_ptr();
+// The numbers of a small tensor, whatever their type.
+std::vector<double> numbers_in(const Tensor& tensor, const char* name, int64_t count) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.numel() == count, "expected ", name,
+                  " to be a contiguous CPU tensor of ", count, " elements");
+  auto read = [&](auto zero) {
+    const auto* p = static_cast<const decltype(zero)*>(tensor.const_data_ptr());
+    return std::vector<double>(p, p + count);
+  };
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
-      return *static_cast<const double*>(p);
+      return read(double{});
     case ScalarType::Float:
-      return *static_cast<const float*>(p);
+      return read(float{});
     case ScalarType::Long:
-      return static_cast<double>(*static_cast<const int64_t*>(p));
+      return read(int64_t{});
     default:
-      throw std::invalid_argument("expected normalizer of dtype float64, float32 or int64");
+      throw std::invalid_argument(std::string("expected ") + name + " of dtype float64, float32 or int64");
   }
 }
 
 bool fill_new_tensors = false;  // with NaN: tests see what a kernel failed to write
 
+constexpr int kMaxDim = 64;
+
 // By the C shim: torch::stable's new_empty looks its operator up by name, at half a microsecond a call.
-Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype) {
+Tensor new_tensor(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), shim_dtype(dtype),
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides, shim_dtype(dtype),
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   if (fill_new_tensors) torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
   return tensor;
 }
-Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t step = 1;
+Tensor new_tensor(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  int64_t strides[kMaxDim], step = 1;
   for (size_t d = sizes.size(); d-- > 0; step *= std::max<int64_t>(sizes[d], 1)) strides[d] = step;
   return new_tensor(sizes, strides, dtype);
 }
 
-// The strides of x where its elements fill one block of memory in any order of dimensions, else contiguous.
-Tensor new_tensor_like(const Tensor& x) {
-  const std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end()), strides(x.strides().begin(), x.strides().end());
-  if (!x.is_contiguous()) {
-    std::vector<size_t> by_stride;
-    for (size_t d = 0; d < sizes.size(); d++)
-      if (sizes[d] != 1) by_stride.push_back(d);
-    std::sort(by_stride.begin(), by_stride.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
-    int64_t step = 1;
-    bool dense = true;
-    for (size_t d : by_stride) {
-      dense = dense && strides[d] == step;
-      step *= sizes[d];
-    }
-    if (dense) return new_tensor(sizes, strides, x.scalar_type());
+// Whether the elements fill one block of memory in some order of dimensions.
+bool is_dense(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  std::vector<size_t> by_stride;
+  for (size_t d = 0; d < sizes.size(); d++)
+    if (sizes[d] != 1) by_stride.push_back(d);
+  std::sort(by_stride.begin(), by_stride.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
+  int64_t step = 1;
+  for (size_t d : by_stride) {
+    if (strides[d] != step) return false;
+    step *= sizes[d];
   }
-  return new_tensor(sizes, x.scalar_type());
+  return true;
+}
+
+// With the strides of x where it is dense, else contiguous.
+Tensor new_tensor_like(const Tensor& x) {
+  if (!x.is_contiguous() && is_dense(x)) return new_tensor(x.sizes(), x.strides().data(), x.scalar_type());
+  return new_tensor(x.sizes(), x.scalar_type());
 }
 
 // (N, C, d1, ...) as (outer, classes, inner); false where the dimensions after C do not step evenly.
@@ -139,23 +155,22 @@ bool row_strides(const Tensor& x, Strides& strides, int64_t& inner) {
   return true;
 }
 
-// Splits rows into blocks by the shape alone, so that sums do not depend on the number of threads.
+// Splits rows into blocks by the shape alone, and merges their sums in order, so that no result depends on threads.
 template <class F>
-void for_blocks(int64_t rows, int64_t classes, std::vector<BlockSums>& blocks, F f) {
+BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
   constexpr int64_t block_elements = 32 * 1024, whole_vectors = 16;
   int64_t block_rows = std::max<int64_t>(1, block_elements / classes);
   if (block_rows > whole_vectors) block_rows -= block_rows % whole_vectors;
   const int64_t count = (rows + block_rows - 1) / block_rows;
-  blocks.assign(count, {});
-  auto run = [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; b++) f(b * block_rows, std::min(rows, (b + 1) * block_rows), blocks[b]);
-  };
-  if (count <= 1) run(0, count);
-  else torch::stable::parallel_for(0, count, 1, run);
-}
-
-BlockSums merged(const std::vector<BlockSums>& blocks) {
   BlockSums all;
+  if (count <= 1) {
+    f(0, rows, all);
+    return all;
+  }
+  std::vector<BlockSums> blocks(count);
+  torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; b++) f(b * block_rows, std::min(rows, (b + 1) * block_rows), blocks[b]);
+  });
   for (const BlockSums& block : blocks) {
     all.loss += block.loss;
     if (all.bad_row < 0) all.bad_row = block.bad_row;
@@ -163,22 +178,21 @@ BlockSums merged(const std::vector<BlockSums>& blocks) {
   return all;
 }
 
-// The operands of softmax_rows and their checks; keeps alive what it points to.
-struct Operands {
+// Logits and target as rows, checked.
+struct Rows {
   Tensor logits, target;
-  std::vector<double> gammas;
-  int64_t rows, classes, inner;
+  int64_t count, classes, inner;  // count: of rows
   Strides strides;
 
-  Operands(Tensor x, Tensor y) : logits(std::move(x)), target(std::move(y)) {
+  Rows(Tensor x, Tensor y) : logits(std::move(x)), target(std::move(y)) {
     const int64_t dim = logits.dim();
     STD_TORCH_CHECK(logits.is_cpu() && target.is_cpu(), "expected logits and target on the CPU");
     STD_TORCH_CHECK(dim >= 1, "expected logits of at least one dimension");
     STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "expected target of dtype int64");
     classes = logits.size(dim == 1 ? 0 : 1);
     STD_TORCH_CHECK(classes > 0, "expected logits of at least one class");
-    rows = logits.numel() / classes;
-    STD_TORCH_CHECK(target.numel() == rows, "expected target of ", rows, " elements, but got ", target.numel());
+    count = logits.numel() / classes;
+    STD_TORCH_CHECK(target.numel() == count, "expected target of ", count, " elements, but got ", target.numel());
     if (!row_strides(logits, strides, inner)) {
       logits = torch::stable::contiguous(logits);
       row_strides(logits, strides, inner);
@@ -187,7 +201,7 @@ struct Operands {
   }
 
   template <class S>
-  SoftmaxRows<S> job(int64_t ignore_index, const MaybeTensor& scale, const MaybeTensor& bias) const {
+  SoftmaxRows<S> job(int64_t ignore_index, const OperandList& operands) const {
     using A = Accumulate<S>;
     SoftmaxRows<S> job{};
     job.inner = inner;
@@ -196,8 +210,8 @@ struct Operands {
     job.logits = static_cast<const S*>(logits.const_data_ptr());
     job.logits_strides = strides;
     job.target = static_cast<const int64_t*>(target.const_data_ptr());
-    job.scale = data_of<A>(scale, "scale", kScalarType<A>, classes);
-    job.bias = data_of<A>(bias, "bias", kScalarType<A>, classes);
+    job.scale = data_of<A>(get(operands, kScale), "scale", kScalarType<A>, classes);
+    job.bias = data_of<A>(get(operands, kBias), "bias", kScalarType<A>, classes);
     job.inverse_divisor = 1;
     return job;
   }
@@ -221,104 +235,81 @@ struct Operands {
   }
 };
 
-template <class T>
-std::vector<double> as_doubles(const Tensor& tensor) {
-  const T* p = static_cast<const T*>(tensor.const_data_ptr());
-  return std::vector<double>(p, p + tensor.numel());
-}
-
-// The loss and what its backward needs: the rows' stats or, with `keep_grad`, the gradient itself.
-std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, MaybeTensor weight, MaybeTensor sample_weight,
-                                           MaybeTensor scale, MaybeTensor bias, MaybeTensor margin, MaybeTensor gammas,
-                                           MaybeTensor normalizer, double gamma, std::optional<double> divisor,
-                                           int64_t ignore_index, int64_t reduction, std::string policy,
-                                           std::vector<double> params, std::optional<ScalarType> loss_dtype,
-                                           bool keep_grad) {
-  Operands operands(std::move(logits), std::move(target));
-  const int64_t rows = operands.rows, classes = operands.classes;
+// The loss, in the accumulation dtype, and what its backward needs: the rows' stats or, with `keep_grad`, the gradient
+// itself. `numbers` are gamma and the policy's parameters.
+std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, OperandList operands,
+                                           std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
+                                           std::string policy, bool keep_grad) {
+  Rows rows(std::move(logits), std::move(target));
+  STD_TORCH_CHECK(operands.empty() || operands.size() == kNumOperands, "expected 0 or ", kNumOperands, " operands");
+  STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
   STD_TORCH_CHECK(!keep_grad || reduction != kNone, "expected a reduction where keep_grad is set");
-  return with_storage(operands.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
+  return with_storage(rows.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
     using S = decltype(storage);
     using A = Accumulate<S>;
-    SoftmaxRows<S> job = operands.job<S>(ignore_index, scale, bias);
-    job.margin = data_of<A>(margin, "margin", kScalarType<A>, classes);
-    job.weight = data_of<A>(weight, "weight", kScalarType<A>, classes);
-    job.sample_weight = data_of<A>(sample_weight, "sample_weight", kScalarType<A>, rows);
-    job.gamma = gamma;
-    if (gammas) {
-      const bool is_double = gammas->scalar_type() == ScalarType::Double;
-      data_of<void>(gammas, "gamma", is_double ? ScalarType::Double : ScalarType::Float, classes);
-      operands.gammas = is_double ? as_doubles<double>(*gammas) : as_doubles<float>(*gammas);
-      job.gammas = operands.gammas.data();
-    }
+    SoftmaxRows<S> job = rows.job<S>(ignore_index, operands);
+    job.margin = data_of<A>(get(operands, kMargin), "margin", kScalarType<A>, rows.classes);
+    job.weight = data_of<A>(get(operands, kWeight), "weight", kScalarType<A>, rows.classes);
+    job.sample_weight = data_of<A>(get(operands, kSampleWeight), "sample_weight", kScalarType<A>, rows.count);
+    std::vector<double> gammas;
+    if (const Tensor* tensor = get(operands, kGammas)) gammas = numbers_in(*tensor, "gamma", rows.classes);
+    job.gammas = gammas.empty() ? nullptr : gammas.data();
+    job.gamma = numbers[0];
 
-    std::vector<BlockSums> blocks;
-    double total_weight = 1;
+    double divisor = 1;
     if (reduction == kMean) {
-      if (divisor) {
-        total_weight = *divisor;
-      } else if (normalizer) {
-        total_weight = number_in(*normalizer);
+      if (const Tensor* normalizer = get(operands, kNormalizer)) {
+        divisor = numbers_in(*normalizer, "normalizer", 1)[0];
       } else {
-        for_blocks(rows, 1, blocks, [&](int64_t begin, int64_t end, BlockSums& sums) {
-          for (int64_t row = begin; row < end; row++) {
-            const int64_t y = target_of(job, row, sums);
-            if (y < 0) continue;
-            sums.loss +=
-                (job.weight ? double(job.weight[y]) : 1) * (job.sample_weight ? double(job.sample_weight[row]) : 1);
-          }
+        BlockSums sums = for_blocks(rows.count, 1, [&](int64_t begin, int64_t end, BlockSums& block) {
+          block.loss = total_weight(job, begin, end, block);
         });
-        BlockSums sums = merged(blocks);
-        operands.check_target(sums, ignore_index);
-        total_weight = sums.loss;
+        rows.check_target(sums, ignore_index);
+        divisor = sums.loss;
       }
-      job.inverse_divisor = static_cast<A>(1 / total_weight);
+      job.inverse_divisor = static_cast<A>(1 / divisor);
     }
 
-    const auto shape = operands.target.sizes();
-    Tensor loss =
-        reduction == kNone ? new_tensor({shape.begin(), shape.end()}, kScalarType<A>) : new_tensor({}, kScalarType<A>);
+    Tensor loss = new_tensor(reduction == kNone ? rows.target.sizes() : IntHeaderOnlyArrayRef{}, kScalarType<A>);
     A* losses = static_cast<A*>(loss.mutable_data_ptr());
     if (reduction == kNone) job.loss = losses;
-    Tensor kept = keep_grad ? operands.new_grad(job) : new_tensor({kNumRowStats, rows}, kScalarType<A>);
+    const int64_t stats_shape[] = {kNumRowStats, rows.count};
+    Tensor kept = keep_grad ? rows.new_grad(job) : new_tensor({stats_shape, 2}, kScalarType<A>);
     if (!keep_grad) {
       job.stats = static_cast<A*>(kept.mutable_data_ptr());
-      job.stats_stride = rows;
+      job.stats_stride = rows.count;
     }
-    with_policy(policy, params, [&](auto f) {
-      for_blocks(rows, classes, blocks,
-                 [&](int64_t begin, int64_t end, BlockSums& sums) { softmax_rows(job, f, begin, end, sums); });
+    with_policy(policy, numbers.data() + 1, numbers.size() - 1, [&](auto f) {
+      BlockSums sums = for_blocks(rows.count, rows.classes, [&](int64_t begin, int64_t end, BlockSums& block) {
+        softmax_rows(job, f, begin, end, block);
+      });
+      rows.check_target(sums, ignore_index);
+      if (reduction != kNone) *losses = static_cast<A>(sums.loss / divisor);
     });
-    BlockSums sums = merged(blocks);
-    operands.check_target(sums, ignore_index);
-    if (reduction != kNone) *losses = static_cast<A>(sums.loss / total_weight);
-    const ScalarType dtype = loss_dtype.value_or(kScalarType<S>);
-    if (dtype != kScalarType<A>) loss = torch::stable::to(loss, dtype);
     return {loss, kept};
   });
 }
 
-Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, Tensor stats, MaybeTensor scale,
-                                MaybeTensor bias, int64_t ignore_index) {
-  Operands operands(std::move(logits), std::move(target));
-  const int64_t rows = operands.rows;
-  return with_storage(operands.logits.scalar_type(), [&](auto storage) {
+Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, Tensor stats, OperandList operands,
+                                int64_t ignore_index) {
+  Rows rows(std::move(logits), std::move(target));
+  STD_TORCH_CHECK(operands.empty() || operands.size() == kNumOperands, "expected 0 or ", kNumOperands, " operands");
+  return with_storage(rows.logits.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulate<S>;
-    SoftmaxRows<S> job = operands.job<S>(ignore_index, scale, bias);
-    job.stats = const_cast<A*>(data_of<A>(stats, "stats", kScalarType<A>, kNumRowStats * rows));
-    job.stats_stride = rows;
+    SoftmaxRows<S> job = rows.job<S>(ignore_index, operands);
+    job.stats = const_cast<A*>(data_of<A>(&stats, "stats", kScalarType<A>, kNumRowStats * rows.count));
+    job.stats_stride = rows.count;
     const bool per_row = upstream.dim() > 0;
     if (upstream.scalar_type() != kScalarType<A>) upstream = torch::stable::to(upstream, kScalarType<A>);
     if (!upstream.is_contiguous()) upstream = torch::stable::contiguous(upstream);
-    const A* up = data_of<A>(upstream, "grad_output", kScalarType<A>, per_row ? rows : 1);
-    Tensor grad = operands.new_grad(job);
-    std::vector<BlockSums> blocks;
-    for_blocks(rows, operands.classes, blocks, [&](int64_t begin, int64_t end, BlockSums& sums) {
-      if (job.scale || job.bias) softmax_rows_backward<S, true>(job, up, per_row, begin, end, sums);
-      else softmax_rows_backward<S, false>(job, up, per_row, begin, end, sums);
+    const A* up = data_of<A>(&upstream, "grad_output", kScalarType<A>, per_row ? rows.count : 1);
+    Tensor grad = rows.new_grad(job);
+    BlockSums sums = for_blocks(rows.count, rows.classes, [&](int64_t begin, int64_t end, BlockSums& block) {
+      if (job.scale || job.bias) softmax_rows_backward<S, true>(job, up, per_row, begin, end, block);
+      else softmax_rows_backward<S, false>(job, up, per_row, begin, end, block);
     });
-    operands.check_target(merged(blocks), ignore_index);
+    rows.check_target(sums, ignore_index);
     return grad;
   });
 }

@@ -6,7 +6,6 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include "vmath.h"
 
@@ -27,7 +26,7 @@ struct Focal {
   static constexpr const char* name = "focal";
   static constexpr size_t num_params = 1;
   bool detach;
-  explicit Focal(const std::vector<double>& params) : detach(params[0] != 0) {}
+  explicit Focal(const double* params) : detach(params[0] != 0) {}
 
   template <class V>
   IMBLOSS_INLINE Point<V> operator()(Row<V> row, Exponent<V> gamma) const {
@@ -44,15 +43,15 @@ using Policies = std::tuple<Focal>;
 
 // Calls f with the policy of that name.
 template <class F, size_t I = 0>
-void with_policy(const std::string& name, const std::vector<double>& params, F f) {
+void with_policy(const std::string& name, const double* params, size_t num_params, F f) {
   if constexpr (I == std::tuple_size_v<Policies>) {
     throw std::invalid_argument("expected policy to be one that the compiled core knows, but got '" + name + "'");
   } else {
     using Policy = std::tuple_element_t<I, Policies>;
-    if (name != Policy::name) return with_policy<F, I + 1>(name, params, f);
-    if (params.size() != Policy::num_params) {
+    if (name != Policy::name) return with_policy<F, I + 1>(name, params, num_params, f);
+    if (num_params != Policy::num_params) {
       throw std::invalid_argument("expected " + std::to_string(Policy::num_params) + " parameters of policy '" + name +
-                                  "', but got " + std::to_string(params.size()));
+                                  "', but got " + std::to_string(num_params));
     }
     f(Policy(params));
   }

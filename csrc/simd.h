@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -388,25 +389,33 @@ IMBLOSS_INLINE void store_one(S* p, Accumulate<S> x) {
 }
 
 // ---- across lanes, in a fixed order ----
+// Lane i of the result is lane (i + n) % lanes.
+template <int n, class R, size_t... I>
+IMBLOSS_INLINE R rotate(R v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, (I + n) % sizeof...(I)...);
+}
+// Every lane of the result is f over all lanes.
+template <int n, class T, class F>
+IMBLOSS_INLINE Register<T> reduce_register(Register<T> v, F f) {
+  if constexpr (n == 0) return v;
+  else return reduce_register<n / 2, T>(f(v, rotate<n>(v, std::make_index_sequence<kLanes<T>>{})), f);
+}
+template <class T, int U, class F>
+IMBLOSS_INLINE T reduce(Vec<T, U> v, F f) {
+  IMBLOSS_UNROLL
+  for (int u = U; u > 1; u /= 2) {
+    IMBLOSS_UNROLL
+    for (int i = 0; i < u / 2; i++) v.r[i] = f(v.r[i], v.r[i + u / 2]);
+  }
+  return reduce_register<kLanes<T> / 2, T>(v.r[0], f)[0];
+}
 template <class T, int U>
 IMBLOSS_INLINE T sum(Vec<T, U> v) {
-  for (int u = U; u > 1; u /= 2)
-    for (int i = 0; i < u / 2; i++) v.r[i] = v.r[i] + v.r[i + u / 2];
-  T lane[kLanes<T>];
-  std::memcpy(lane, &v.r[0], kVectorBytes);
-  for (int n = kLanes<T> / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; i++) lane[i] += lane[i + n];
-  return lane[0];
+  return reduce(v, [](Register<T> a, Register<T> b) { return a + b; });
 }
 template <class T, int U>
 IMBLOSS_INLINE T max_lane(Vec<T, U> v) {
-  for (int u = U; u > 1; u /= 2)
-    for (int i = 0; i < u / 2; i++) v.r[i] = max_register(v.r[i], v.r[i + u / 2]);
-  T lane[kLanes<T>];
-  std::memcpy(lane, &v.r[0], kVectorBytes);
-  for (int n = kLanes<T> / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
-  return lane[0];
+  return reduce(v, [](Register<T> a, Register<T> b) { return Register<T>(max_register(a, b)); });
 }
 
 }  // namespace imbloss

@@ -106,6 +106,7 @@ IMBLOSS_INLINE void for_lanes(int64_t classes, F f) {
 
 template <class S>
 IMBLOSS_INLINE const S* row_of(const S* base, const Strides& strides, int64_t inner, int64_t row) {
+  if (inner == 1) return base + row * strides.outer;  // a division costs more than a small row
   return base + row / inner * strides.outer + row % inner * strides.inner;
 }
 template <class S>
@@ -127,6 +128,18 @@ IMBLOSS_INLINE int64_t target_of(const SoftmaxRows<S>& job, int64_t row, BlockSu
   if (y >= 0 && y < job.classes) return y;
   if (sums.bad_row < 0) sums.bad_row = row;
   return -1;
+}
+
+// The divisor of "mean": the weights of the rows that count.
+template <class S>
+double total_weight(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
+  double total = 0;
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t y = target_of(job, row, sums);
+    if (y < 0) continue;
+    total += (job.weight ? double(job.weight[y]) : 1) * (job.sample_weight ? double(job.sample_weight[row]) : 1);
+  }
+  return total;
 }
 
 // Replaces e[0..n), n whole vectors, by exp(e - top), and returns its sum.
@@ -161,7 +174,9 @@ void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, in
   constexpr int64_t scratch_bytes = 32 * 1024;  // stays in the first-level cache
   const int64_t padded = (job.classes + lanes - 1) / lanes * lanes;
   const int batch = static_cast<int>(std::clamp<int64_t>(scratch_bytes / (padded * sizeof(A)), 1, lanes));
-  std::unique_ptr<A[]> scratch(new A[batch * padded]);
+  alignas(kVectorBytes) A on_stack[scratch_bytes / sizeof(A)];
+  std::unique_ptr<A[]> on_heap(padded > scratch_bytes / int64_t(sizeof(A)) ? new A[padded] : nullptr);
+  A* scratch = on_heap ? on_heap.get() : on_stack;
 
   A top[lanes], target_z[lanes], others[lanes], weight[lanes], gamma_high[lanes], gamma_low[lanes];
   int64_t label[lanes];
@@ -179,7 +194,7 @@ void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, in
       const int64_t y = label[r] = target_of(job, first + r, sums);
       if (y < 0) continue;
       const S* x = row_of(job.logits, job.logits_strides, job.inner, first + r);
-      A* e = scratch.get() + r * padded;
+      A* e = scratch + r * padded;
 
       V largest(-infinity);
       for_lanes<A>(job.classes, [&](int64_t c, int n) {
@@ -237,7 +252,7 @@ void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, in
           continue;
         }
         S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
-        A* e = scratch.get() + r * padded;
+        A* e = scratch + r * padded;
         e[label[r]] = -others[r];  // times `other` it is slope * q
         for_lanes<A>(job.classes,
                      [&](int64_t c, int n) { store_lanes<S, Affine>(job, g, c, n, load(e + c) * out[r]); });

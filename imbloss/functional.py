@@ -265,8 +265,9 @@ def softmax_rows(
         raise ValueError(
             f"expected target of shape {tuple(rows)} for logits of shape {tuple(shape)}, but got {tuple(target.shape)}"
         )
-    if target.device != logits.device:
-        raise ValueError(f"expected target on {logits.device}, where the logits are, but got {target.device}")
+    device = logits.device
+    if target.device != device:
+        raise ValueError(f"expected target on {device}, where the logits are, but got {target.device}")
     reduced = _ops.REDUCTIONS.get(reduction)
     if reduced is None:
         raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
@@ -274,55 +275,54 @@ def softmax_rows(
         target = target.long()
 
     wide = torch.float64 if dtype is torch.float64 else torch.float32
-    if weight is not None:
-        weight = _operand(weight, "weight", (classes,), logits, wide)
-    if scale is not None:
-        scale = _operand(scale, "scale", (classes,), logits, wide)
-    if bias is not None:
-        bias = _operand(bias, "bias", (classes,), logits, wide)
-    if margin is not None:
-        margin = _operand(margin, "margin", (classes,), logits, wide)
-    if sample_weight is not None:
-        sample_weight = _operand(sample_weight, "sample_weight", rows, logits, wide)
-
     gammas = None
     if isinstance(gamma, Tensor):
-        gammas = _operand(gamma, "gamma", (classes,), logits, torch.promote_types(gamma.dtype, torch.float32))
+        gammas = _operand(gamma, "gamma", (classes,), device, torch.promote_types(gamma.dtype, torch.float32))
         gamma = 0.0
     elif not 0 <= gamma < math.inf:
         raise ValueError(f"expected gamma >= 0 and finite, but got {gamma}")
-
-    divisor = None
     if normalizer is not None:
         if reduction != "mean":
             raise ValueError(f'expected normalizer only with reduction="mean", but got reduction={reduction!r}')
-        if not isinstance(normalizer, Tensor):
-            divisor, normalizer = float(normalizer), None
-        elif normalizer.numel() != 1 or normalizer.device != logits.device:
-            raise ValueError(
-                f"expected normalizer to be a number or a tensor of one element on {logits.device}, "
-                f"but got {describe(normalizer)} on {normalizer.device}"
-            )
-        elif normalizer.dtype not in (torch.float64, torch.float32, torch.int64):
-            normalizer = normalizer.double()
+        normalizer = _normalizer(normalizer, device)
+    if weight is not None:
+        weight = _operand(weight, "weight", (classes,), device, wide)
+    if sample_weight is not None:
+        sample_weight = _operand(sample_weight, "sample_weight", rows, device, wide)
+    if scale is not None:
+        scale = _operand(scale, "scale", (classes,), device, wide)
+    if bias is not None:
+        bias = _operand(bias, "bias", (classes,), device, wide)
+    if margin is not None:
+        margin = _operand(margin, "margin", (classes,), device, wide)
+    operands = weight, sample_weight, scale, bias, margin, gammas, normalizer
+    if operands.count(None) == len(operands):
+        operands = ()
+    loss = _ops.softmax_rows(logits, target, operands, [gamma, *params], ignore_index, reduced, policy)
+    return loss if dtype is wide or torch.is_autocast_enabled(device.type) else loss.to(dtype)
 
-    loss_dtype = None
-    if dtype is not wide and torch.is_autocast_enabled(logits.device.type):
-        loss_dtype = torch.float32
-    return _ops.softmax_rows(
-        logits, target, weight, sample_weight, scale, bias, margin, gammas, normalizer, float(gamma), divisor,
-        ignore_index, reduced, policy, params, loss_dtype,
-    )  # fmt: skip
+
+def _normalizer(normalizer: float | Tensor, device: torch.device) -> Tensor:
+    if not isinstance(normalizer, Tensor):
+        wide = torch.float64 if device.type == "cpu" else torch.float32
+        return torch.full((), normalizer, dtype=wide, device=device)
+    if normalizer.numel() != 1 or normalizer.device != device:
+        raise ValueError(
+            f"expected normalizer to be a number or a tensor of one element on {device}, "
+            f"but got {describe(normalizer)} on {normalizer.device}"
+        )
+    normalizer = normalizer.reshape(())
+    return normalizer if normalizer.dtype in (torch.float64, torch.float32, torch.int64) else normalizer.double()
 
 
-def _operand(values: Tensor, name: str, shape: tuple[int, ...], logits: Tensor, dtype: torch.dtype) -> Tensor:
+def _operand(values: Tensor, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """A factor as the traversals want it: of this dtype and shape, contiguous, where the logits are."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise TypeError(f"expected {name} to be a tensor of a floating dtype, but got {describe(values)}")
     if values.shape != shape:
         raise ValueError(f"expected {name} of shape {tuple(shape)}, but got {tuple(values.shape)}")
-    if values.device != logits.device:
-        raise ValueError(f"expected {name} on {logits.device}, where the logits are, but got {values.device}")
+    if values.device != device:
+        raise ValueError(f"expected {name} on {device}, where the logits are, but got {values.device}")
     if values.dtype != dtype:
         values = values.to(dtype)
     return values if values.is_contiguous() else values.contiguous()

@@ -5,6 +5,7 @@ Formulas are written so that no digit is lost (docs/math.md, section 1): 1 - p i
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,23 +52,15 @@ POLICIES = {"focal": _focal}  # as in csrc/policies.h
 def softmax_rows(
     logits: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    margin: Tensor | None,
-    gammas: Tensor | None,
-    normalizer: Tensor | None,
-    gamma: float,
-    divisor: float | None,
+    operands: Sequence[Tensor | None],
+    numbers: list[float],
     ignore_index: int,
     reduction: int,
     policy: str,
-    params: list[float],
-    loss_dtype: torch.dtype | None,
 ) -> Tensor:
     """The softmax row loss of docs/math.md, section 1, with the arguments of the operator ``imbloss::softmax_rows``."""
-    dtype = loss_dtype or logits.dtype
+    weight, sample_weight, scale, bias, margin, gammas, normalizer = operands or [None] * 7
+    gamma, *params = numbers
     x = logits if logits.dim() > 1 else logits.unsqueeze(0)
     y = target if logits.dim() > 1 else target.unsqueeze(0)
     if x.dtype in (torch.float16, torch.bfloat16):
@@ -98,17 +91,12 @@ def softmax_rows(
     loss = torch.where(valid, loss, 0)
     loss = torch.where(valid & ~in_range, math.nan, loss)
     if reduction == 0:
-        return loss.view(target.shape).to(dtype)
-    total = loss.sum()
-    if reduction == 1:
-        if divisor is not None:
-            total = total / divisor
-        elif normalizer is not None:
-            total = total / normalizer
-        else:
-            ones = valid.to(loss.dtype) if row_weight is None else torch.where(valid, row_weight, 0)
-            total = total / ones.sum()
-    return total.to(dtype)
+        return loss.view(target.shape)
+    if reduction == 2:
+        return loss.sum()
+    if normalizer is None:
+        normalizer = (valid.to(loss.dtype) if row_weight is None else torch.where(valid, row_weight, 0)).sum()
+    return loss.sum() / normalizer.to(loss.dtype)
 
 
 def _check_target(y: Tensor, bad: Tensor, classes: int, ignore_index: int) -> None:
