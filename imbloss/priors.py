@@ -39,7 +39,7 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(flat, minlength=num_classes)
 
 
-def class_balanced_weights(counts: Tensor, *, beta: float = 0.9999) -> Tensor:
+def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     r"""Class weights by the effective number of samples.
 
     .. math:: w_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \qquad \tfrac1C \sum_c w_c = 1
