@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "softmax_rows.h"
+#include "softmax_soft_rows.h"
 
 namespace imbloss {
 namespace {
@@ -178,45 +179,49 @@ BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
   return all;
 }
 
-// Logits and target as rows, checked.
+// Logits and targets as rows, checked. Targets are class indices, or probabilities of the logits' shape.
 struct Rows {
   Tensor logits, target;
   int64_t count, classes, inner;  // count: of rows
-  Strides strides;
+  Strides strides, target_strides{};
+  bool probabilities;
 
   Rows(Tensor x, Tensor y) : logits(std::move(x)), target(std::move(y)) {
     const int64_t dim = logits.dim();
+    probabilities = target.scalar_type() != ScalarType::Long;
     STD_TORCH_CHECK(logits.is_cpu() && target.is_cpu(), "expected logits and target on the CPU");
     STD_TORCH_CHECK(dim >= 1, "expected logits of at least one dimension");
-    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "expected target of dtype int64");
     classes = logits.size(dim == 1 ? 0 : 1);
     STD_TORCH_CHECK(classes > 0, "expected logits of at least one class");
     count = logits.numel() / classes;
-    STD_TORCH_CHECK(target.numel() == count, "expected target of ", count, " elements, but got ", target.numel());
     if (!row_strides(logits, strides, inner)) {
       logits = torch::stable::contiguous(logits);
       row_strides(logits, strides, inner);
     }
-    if (!target.is_contiguous()) target = torch::stable::contiguous(target);
+    if (probabilities) {
+      STD_TORCH_CHECK(
+          std::equal(logits.sizes().begin(), logits.sizes().end(), target.sizes().begin(), target.sizes().end()),
+          "expected target probabilities of the logits' shape");
+      int64_t same;
+      if (!row_strides(target, target_strides, same)) {
+        target = torch::stable::contiguous(target);
+        row_strides(target, target_strides, same);
+      }
+    } else {
+      STD_TORCH_CHECK(target.numel() == count, "expected target of ", count, " elements, but got ", target.numel());
+      if (!target.is_contiguous()) target = torch::stable::contiguous(target);
+    }
   }
 
-  template <class S>
-  SoftmaxRows<S> job(int64_t ignore_index, const OperandList& operands) const {
-    using A = Accumulate<S>;
-    SoftmaxRows<S> job{};
-    job.inner = inner;
-    job.classes = classes;
-    job.ignore_index = ignore_index;
-    job.logits = static_cast<const S*>(logits.const_data_ptr());
-    job.logits_strides = strides;
-    job.target = static_cast<const int64_t*>(target.const_data_ptr());
-    job.scale = data_of<A>(get(operands, kScale), "scale", kScalarType<A>, classes);
-    job.bias = data_of<A>(get(operands, kBias), "bias", kScalarType<A>, classes);
-    job.inverse_divisor = 1;
-    return job;
+  // The shape of a loss per row.
+  std::vector<int64_t> shape() const {
+    const auto sizes = logits.sizes();
+    std::vector<int64_t> shape(sizes.begin(), sizes.end());
+    shape.erase(shape.begin() + (shape.size() > 1));
+    return shape;
   }
 
-  // A gradient with the logits' shape and, where that is even, their strides.
+  // A gradient with the logits' shape and, where they are dense, their strides.
   template <class S>
   Tensor new_grad(SoftmaxRows<S>& job) const {
     Tensor grad = new_tensor_like(logits);
@@ -235,83 +240,179 @@ struct Rows {
   }
 };
 
-// The loss, in the accumulation dtype, and what its backward needs: the rows' stats or, with `keep_grad`, the gradient
-// itself. `numbers` are gamma and the policy's parameters.
+// A call of a traversal with its constants in place; keeps alive what the traversal points to.
+template <class S>
+struct Call {
+  using A = Accumulate<S>;
+  const Rows& rows;
+  SoftmaxRows<S> job{};
+  double divisor = 1;  // of "mean"
+
+  Call(const Rows& rows, const OperandList& operands, double gamma, int64_t ignore_index) : rows(rows) {
+    STD_TORCH_CHECK(operands.empty() || operands.size() == kNumOperands, "expected 0 or ", kNumOperands, " operands");
+    auto per_class = [&](Operand which, const char* name) {
+      return data_of<A>(get(operands, which), name, kScalarType<A>, rows.classes);
+    };
+    job.inner = rows.inner;
+    job.classes = rows.classes;
+    job.ignore_index = ignore_index;
+    job.logits = static_cast<const S*>(rows.logits.const_data_ptr());
+    job.logits_strides = rows.strides;
+    if (!rows.probabilities) job.target = static_cast<const int64_t*>(rows.target.const_data_ptr());
+    job.scale = per_class(kScale, "scale");
+    job.bias = per_class(kBias, "bias");
+    job.margin = per_class(kMargin, "margin");
+    job.weight = per_class(kWeight, "weight");
+    job.sample_weight = data_of<A>(get(operands, kSampleWeight), "sample_weight", kScalarType<A>, rows.count);
+    job.gamma = gamma;
+    if (const Tensor* tensor = get(operands, kGammas)) {
+      for (double g : numbers_in(*tensor, "gamma", rows.classes)) {
+        gamma_high_.push_back(high_part<A>(g));
+        gamma_low_.push_back(static_cast<A>(g - gamma_high_.back()));
+      }
+      job.gamma_high = gamma_high_.data();
+      job.gamma_low = gamma_low_.data();
+    }
+    job.inverse_divisor = 1;
+  }
+  Call(const Call&) = delete;
+
+  void divide_by_mean(const OperandList& operands) {
+    if (const Tensor* normalizer = get(operands, kNormalizer)) {
+      divisor = numbers_in(*normalizer, "normalizer", 1)[0];
+    } else {
+      BlockSums sums = for_blocks(rows.count, 1, [&](int64_t begin, int64_t end, BlockSums& block) {
+        block.loss = total_weight(job, begin, end, block);
+      });
+      rows.check_target(sums, job.ignore_index);
+      divisor = sums.loss;
+    }
+    job.inverse_divisor = static_cast<A>(1 / divisor);
+  }
+
+  // One number, or one a row.
+  void read_upstream(Tensor upstream) {
+    job.upstream_per_row = upstream.dim() > 0;
+    if (upstream.scalar_type() != kScalarType<A>) upstream = torch::stable::to(upstream, kScalarType<A>);
+    if (!upstream.is_contiguous()) upstream = torch::stable::contiguous(upstream);
+    upstream_ = std::move(upstream);
+    job.upstream = data_of<A>(&*upstream_, "grad_output", kScalarType<A>, job.upstream_per_row ? rows.count : 1);
+  }
+
+  // Runs f(begin, end, sums) over all rows, and reduces their losses: one number, or job.loss as it was filled.
+  template <class F>
+  Tensor loss(int64_t reduction, F f) {
+    Tensor loss = reduction == kNone ? new_tensor(rows.shape(), kScalarType<A>) : new_tensor({}, kScalarType<A>);
+    A* values = static_cast<A*>(loss.mutable_data_ptr());
+    if (reduction == kNone) job.loss = values;
+    BlockSums sums = for_blocks(rows.count, rows.classes, f);
+    rows.check_target(sums, job.ignore_index);
+    if (reduction != kNone) *values = static_cast<A>(sums.loss / divisor);
+    return loss;
+  }
+
+ private:
+  std::vector<A> gamma_high_, gamma_low_;
+  std::optional<Tensor> upstream_;
+};
+
+// The losses come in the accumulation dtype. `numbers` are gamma and the policy's parameters.
+
+// One class a row: the loss and what its backward needs, the rows' stats or, with `keep_grad`, the gradient itself.
 std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, OperandList operands,
                                            std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
                                            std::string policy, bool keep_grad) {
   Rows rows(std::move(logits), std::move(target));
-  STD_TORCH_CHECK(operands.empty() || operands.size() == kNumOperands, "expected 0 or ", kNumOperands, " operands");
+  STD_TORCH_CHECK(!rows.probabilities, "expected target of dtype int64");
   STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
   STD_TORCH_CHECK(!keep_grad || reduction != kNone, "expected a reduction where keep_grad is set");
   return with_storage(rows.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
     using S = decltype(storage);
     using A = Accumulate<S>;
-    SoftmaxRows<S> job = rows.job<S>(ignore_index, operands);
-    job.margin = data_of<A>(get(operands, kMargin), "margin", kScalarType<A>, rows.classes);
-    job.weight = data_of<A>(get(operands, kWeight), "weight", kScalarType<A>, rows.classes);
-    job.sample_weight = data_of<A>(get(operands, kSampleWeight), "sample_weight", kScalarType<A>, rows.count);
-    std::vector<double> gammas;
-    if (const Tensor* tensor = get(operands, kGammas)) gammas = numbers_in(*tensor, "gamma", rows.classes);
-    job.gammas = gammas.empty() ? nullptr : gammas.data();
-    job.gamma = numbers[0];
-
-    double divisor = 1;
-    if (reduction == kMean) {
-      if (const Tensor* normalizer = get(operands, kNormalizer)) {
-        divisor = numbers_in(*normalizer, "normalizer", 1)[0];
-      } else {
-        BlockSums sums = for_blocks(rows.count, 1, [&](int64_t begin, int64_t end, BlockSums& block) {
-          block.loss = total_weight(job, begin, end, block);
-        });
-        rows.check_target(sums, ignore_index);
-        divisor = sums.loss;
-      }
-      job.inverse_divisor = static_cast<A>(1 / divisor);
-    }
-
-    Tensor loss = new_tensor(reduction == kNone ? rows.target.sizes() : IntHeaderOnlyArrayRef{}, kScalarType<A>);
-    A* losses = static_cast<A*>(loss.mutable_data_ptr());
-    if (reduction == kNone) job.loss = losses;
+    Call<S> call(rows, operands, numbers[0], ignore_index);
+    if (reduction == kMean) call.divide_by_mean(operands);
     const int64_t stats_shape[] = {kNumRowStats, rows.count};
-    Tensor kept = keep_grad ? rows.new_grad(job) : new_tensor({stats_shape, 2}, kScalarType<A>);
+    Tensor kept = keep_grad ? rows.new_grad(call.job) : new_tensor({stats_shape, 2}, kScalarType<A>);
     if (!keep_grad) {
-      job.stats = static_cast<A*>(kept.mutable_data_ptr());
-      job.stats_stride = rows.count;
+      call.job.stats = static_cast<A*>(kept.mutable_data_ptr());
+      call.job.stats_stride = rows.count;
     }
-    with_policy(policy, numbers.data() + 1, numbers.size() - 1, [&](auto f) {
-      BlockSums sums = for_blocks(rows.count, rows.classes, [&](int64_t begin, int64_t end, BlockSums& block) {
-        softmax_rows(job, f, begin, end, block);
-      });
-      rows.check_target(sums, ignore_index);
-      if (reduction != kNone) *losses = static_cast<A>(sums.loss / divisor);
+    return with_policy(policy, numbers, [&](auto f) -> std::tuple<Tensor, Tensor> {
+      return {call.loss(reduction, [&](int64_t begin, int64_t end,
+                                       BlockSums& sums) { softmax_rows(call.job, f, begin, end, sums); }),
+              kept};
     });
-    return {loss, kept};
   });
 }
 
 Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, Tensor stats, OperandList operands,
                                 int64_t ignore_index) {
   Rows rows(std::move(logits), std::move(target));
-  STD_TORCH_CHECK(operands.empty() || operands.size() == kNumOperands, "expected 0 or ", kNumOperands, " operands");
+  STD_TORCH_CHECK(!rows.probabilities, "expected target of dtype int64");
   return with_storage(rows.logits.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulate<S>;
-    SoftmaxRows<S> job = rows.job<S>(ignore_index, operands);
-    job.stats = const_cast<A*>(data_of<A>(&stats, "stats", kScalarType<A>, kNumRowStats * rows.count));
-    job.stats_stride = rows.count;
-    const bool per_row = upstream.dim() > 0;
-    if (upstream.scalar_type() != kScalarType<A>) upstream = torch::stable::to(upstream, kScalarType<A>);
-    if (!upstream.is_contiguous()) upstream = torch::stable::contiguous(upstream);
-    const A* up = data_of<A>(&upstream, "grad_output", kScalarType<A>, per_row ? rows.count : 1);
-    Tensor grad = rows.new_grad(job);
+    Call<S> call(rows, operands, 0, ignore_index);
+    call.job.stats = const_cast<A*>(data_of<A>(&stats, "stats", kScalarType<A>, kNumRowStats * rows.count));
+    call.job.stats_stride = rows.count;
+    call.read_upstream(std::move(upstream));
+    Tensor grad = rows.new_grad(call.job);
     BlockSums sums = for_blocks(rows.count, rows.classes, [&](int64_t begin, int64_t end, BlockSums& block) {
-      if (job.scale || job.bias) softmax_rows_backward<S, true>(job, up, per_row, begin, end, block);
-      else softmax_rows_backward<S, false>(job, up, per_row, begin, end, block);
+      softmax_rows_backward(call.job, begin, end, block);
     });
     rows.check_target(sums, ignore_index);
     return grad;
   });
+}
+
+// A distribution a row: the loss and, with `keep_grad`, its gradient (else nothing, in a tensor of no elements), times
+// `upstream` where one is given.
+std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logits, Tensor target,
+                                     const OperandList& operands, const std::vector<double>& numbers,
+                                     double label_smoothing, int64_t ignore_index, int64_t reduction,
+                                     const std::string& policy, bool keep_grad) {
+  Rows rows(std::move(logits), std::move(target));
+  STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
+  STD_TORCH_CHECK(!get(operands, kMargin), "expected no margin beside soft targets");
+  const int64_t none[] = {0};
+  return with_storage(rows.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
+    using S = decltype(storage);
+    using A = Accumulate<S>;
+    Call<S> call(rows, operands, numbers[0], ignore_index);
+    if (reduction == kMean) call.divide_by_mean(operands);
+    if (upstream) call.read_upstream(std::move(*upstream));
+    Tensor grad = keep_grad ? rows.new_grad(call.job) : new_tensor({none, 1}, kScalarType<S>);
+    // Probabilities are read in the logits' dtype or the accumulation dtype.
+    auto run = [&](auto target_storage) {
+      using T = decltype(target_storage);
+      SoftTargets<S, T> targets{nullptr, rows.target_strides, static_cast<A>(label_smoothing)};
+      if (rows.probabilities) targets.probabilities = static_cast<const T*>(rows.target.const_data_ptr());
+      return with_policy(policy, numbers, [&](auto f) {
+        return call.loss(reduction, [&](int64_t begin, int64_t end, BlockSums& sums) {
+          softmax_soft_rows(call.job, targets, f, begin, end, sums);
+        });
+      });
+    };
+    const ScalarType dtype = rows.target.scalar_type();
+    if (dtype == kScalarType<S> || !rows.probabilities) return {run(S{}), grad};
+    STD_TORCH_CHECK(dtype == kScalarType<A>, "expected target probabilities of the logits' dtype or float32");
+    return {run(A{}), grad};
+  });
+}
+
+std::tuple<Tensor, Tensor> softmax_soft_rows_op(Tensor logits, Tensor target, OperandList operands,
+                                                std::vector<double> numbers, double label_smoothing,
+                                                int64_t ignore_index, int64_t reduction, std::string policy,
+                                                bool keep_grad) {
+  return soft_rows(std::nullopt, std::move(logits), std::move(target), operands, numbers, label_smoothing, ignore_index,
+                   reduction, policy, keep_grad);
+}
+
+Tensor softmax_soft_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, OperandList operands,
+                                     std::vector<double> numbers, double label_smoothing, int64_t ignore_index,
+                                     int64_t reduction, std::string policy) {
+  return std::get<1>(soft_rows(std::move(upstream), std::move(logits), std::move(target), operands, numbers,
+                               label_smoothing, ignore_index, reduction, policy, true));
 }
 
 }  // namespace
@@ -323,4 +424,6 @@ void set_fill_new_tensors(bool fill) { fill_new_tensors = fill; }
 STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) {
   m.impl("softmax_rows", TORCH_BOX(&imbloss::softmax_rows_op));
   m.impl("softmax_rows_backward", TORCH_BOX(&imbloss::softmax_rows_backward_op));
+  m.impl("softmax_soft_rows", TORCH_BOX(&imbloss::softmax_soft_rows_op));
+  m.impl("softmax_soft_rows_backward", TORCH_BOX(&imbloss::softmax_soft_rows_backward_op));
 }

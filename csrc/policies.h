@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "vmath.h"
 
@@ -30,9 +31,14 @@ struct Focal {
 
   template <class V>
   IMBLOSS_INLINE Point<V> operator()(Row<V> row, Exponent<V> gamma) const {
-    V factor = pow(row.q, gamma);
-    V value = -(factor * row.log_p);
+    if (gamma.whole == 0) return {-row.log_p, V(-1)};
+    V factor = pow(row.q, gamma), value = -(factor * row.log_p);
     if (detach) return {value, -factor};
+    if (gamma.whole > 0) {  // q^(gamma - 1) is harmless, and saves a division
+      V p_log_p = select(row.p == V(0), V(0), row.p * row.log_p);
+      V one_less = pow(row.q, Exponent<V>{gamma.high, gamma.low, gamma.whole - 1});
+      return {value, one_less * (p_log_p * gamma.high - row.q)};
+    }
     V ratio = select(row.q == V(0), V(-1), row.log_p / row.q);  // log p / q -> -1 at p = 1
     V p_ratio = select(row.p == V(0), V(0), row.p * ratio);     // p log p -> 0 at p = 0
     return {value, factor * ((gamma.high + gamma.low) * p_ratio - 1)};
@@ -41,20 +47,20 @@ struct Focal {
 
 using Policies = std::tuple<Focal>;
 
-// Calls f with the policy of that name.
-template <class F, size_t I = 0>
-void with_policy(const std::string& name, const double* params, size_t num_params, F f) {
-  if constexpr (I == std::tuple_size_v<Policies>) {
-    throw std::invalid_argument("expected policy to be one that the compiled core knows, but got '" + name + "'");
-  } else {
-    using Policy = std::tuple_element_t<I, Policies>;
-    if (name != Policy::name) return with_policy<F, I + 1>(name, params, num_params, f);
-    if (num_params != Policy::num_params) {
-      throw std::invalid_argument("expected " + std::to_string(Policy::num_params) + " parameters of policy '" + name +
-                                  "', but got " + std::to_string(num_params));
+// Calls f with the policy of that name, whose parameters follow gamma in `numbers`.
+template <size_t I = 0, class F>
+auto with_policy(const std::string& name, const std::vector<double>& numbers, F f) {
+  using Policy = std::tuple_element_t<I, Policies>;
+  if (name == Policy::name) {
+    if (numbers.size() != 1 + Policy::num_params) {
+      throw std::invalid_argument("expected gamma and " + std::to_string(Policy::num_params) +
+                                  " parameters of policy '" + name + "', but got " + std::to_string(numbers.size()) +
+                                  " numbers");
     }
-    f(Policy(params));
+    return f(Policy(numbers.data() + 1));
   }
+  if constexpr (I + 1 < std::tuple_size_v<Policies>) return with_policy<I + 1>(name, numbers, f);
+  else throw std::invalid_argument("expected policy to be one that the compiled core knows, but got '" + name + "'");
 }
 
 }  // namespace imbloss

@@ -193,19 +193,19 @@ IMBLOSS_INLINE R select_register(M m, R a, R b) {
 }
 #endif
 
-// p * 2^n for whole n. Below the normal range: gradual underflow on AVX-512, else n must be at least -126 (-1022).
+// p * 2^n for whole n <= 100 (900), p about 1. Underflow is gradual, down to 0.
 IMBLOSS_INLINE Register<float> scale_register(Register<float> p, Register<float> n) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, n);
-#else
-  return p * (Register<float>)((Register<int32_t>)(n + (0x1.8p23f + 127)) << 23);
+#else  // by exponent bits, 2^24 too large so that they do not wrap around
+  return p * (Register<float>)((Register<int32_t>)(n + (0x1.8p23f + 127 + 24)) << 23) * 0x1p-24f;
 #endif
 }
 IMBLOSS_INLINE Register<double> scale_register(Register<double> p, Register<double> n) {
 #if defined(__AVX512F__)
   return _mm512_scalef_pd(p, n);
 #else
-  return p * (Register<double>)((Register<int64_t>)(n + (0x1.8p52 + 1023)) << 52);
+  return p * (Register<double>)((Register<int64_t>)(n + (0x1.8p52 + 1023 + 54)) << 52) * 0x1p-54;
 #endif
 }
 
@@ -230,6 +230,12 @@ IMBLOSS_INLINE Mask<T, U> operator==(Vec<T, U> a, Vec<T, U> b) {
   IMBLOSS_UNROLL
   for (int i = 0; i < U; i++) m.r[i] = equal_register(a.r[i], b.r[i]);
   return m;
+}
+template <class T, int U>
+IMBLOSS_INLINE Mask<T, U> operator&(Mask<T, U> a, Mask<T, U> b) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = a.r[i] & b.r[i];
+  return a;
 }
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> select(Mask<T, U> m, Vec<T, U> a, Vec<T, U> b) {

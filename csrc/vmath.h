@@ -29,11 +29,7 @@ IMBLOSS_INLINE Vec<T, U> exp(Vec<T, U> x) {
   // ln 2 in two parts: a whole number times the first is exact, with and without fma
   constexpr T ln2_high = sizeof(T) == 4 ? T(0.693359375) : T(6.93147180369123816490e-01);
   constexpr T ln2_low = sizeof(T) == 4 ? T(-2.12194440054690583e-4) : T(1.90821492927058770002e-10);
-#if defined(__AVX512F__)
-  constexpr T lowest = sizeof(T) == 4 ? -110 : -760;
-#else
-  constexpr T lowest = sizeof(T) == 4 ? T(-87.336544) : T(-708.39641853);
-#endif
+  constexpr T lowest = sizeof(T) == 4 ? T(-104) : T(-746);  // where the result is 0
   V clamped = max(V(lowest), x);
   V n = clamped * T(1.4426950408889634) + kRoundToWhole<T> - kRoundToWhole<T>;
   V r = clamped - n * ln2_high - n * ln2_low;
@@ -46,11 +42,7 @@ IMBLOSS_INLINE Vec<T, U> exp(Vec<T, U> x) {
                0.0083333333334822955041, 0.001388888894433571317, 0.0001984126953831390191, 2.4801492319333656669e-5,
                2.7557553303371366707e-6, 2.7630542259834853303e-7, 2.5012000019155317886e-8);
   }
-  V y = scale_by_power(p, n);
-#if !defined(__AVX512F__)
-  y = select(x < V(lowest), V(0), y);
-#endif
-  return y;
+  return scale_by_power(p, n);
 }
 
 // x = 2^exponent * m with m in [2/3, 4/3): log x = exponent * ln 2 + log m
@@ -114,6 +106,15 @@ IMBLOSS_INLINE T high_part(double exponent) {
   return coarse;
 }
 
+// The same for every lane.
+template <class V>
+IMBLOSS_INLINE Exponent<V> exponent_of(double exponent) {
+  using T = typename V::Element;
+  const T high = high_part<T>(exponent);
+  const bool is_whole = exponent == 0 || exponent == 1 || exponent == 2 || exponent == 3;
+  return {V(high), V(static_cast<T>(exponent - high)), is_whole ? static_cast<int>(exponent) : -1};
+}
+
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> pow(Vec<T, U> x, Exponent<Vec<T, U>> exponent) {
   using V = Vec<T, U>;
@@ -131,7 +132,7 @@ IMBLOSS_INLINE Vec<T, U> pow(Vec<T, U> x, Exponent<Vec<T, U>> exponent) {
   V exact = exponent.high * e;
   V rest = exponent.low * e + (exponent.high + exponent.low) * (log_m * T(1.4426950408889634));
   V n = exact + rest + kRoundToWhole<T> - kRoundToWhole<T>;
-  constexpr T lowest = sizeof(T) == 4 ? -126 : -1022;
+  constexpr T lowest = sizeof(T) == 4 ? -150 : -1076;
   V y = scale_by_power(exp((exact - n + rest) * T(0.6931471805599453)), max(V(lowest), n));
   y = select(n < V(lowest), V(0), y);
   V at_zero = select(exponent.high + exponent.low == V(0), V(1), V(0));

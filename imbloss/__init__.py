@@ -3,21 +3,33 @@
 __version__ = "0.1.0"
 
 from imbloss import testing
-from imbloss.functional import balanced_softmax_loss, cross_entropy, focal_loss, logit_adjusted_loss
-from imbloss.modules import BalancedSoftmaxLoss, CrossEntropy, FocalLoss, LogitAdjustedLoss
-from imbloss.priors import adjust_logits, class_balanced_weights, class_counts
+from imbloss.functional import (
+    balanced_softmax_loss,
+    cross_entropy,
+    focal_loss,
+    ldam_loss,
+    logit_adjusted_loss,
+    vs_loss,
+)
+from imbloss.modules import BalancedSoftmaxLoss, CrossEntropy, FocalLoss, LDAMLoss, LogitAdjustedLoss, VSLoss
+from imbloss.priors import adjust_logits, class_balanced_weights, class_counts, drw_weights
 
 __all__ = [
     "BalancedSoftmaxLoss",
     "CrossEntropy",
     "FocalLoss",
+    "LDAMLoss",
     "LogitAdjustedLoss",
+    "VSLoss",
     "adjust_logits",
     "balanced_softmax_loss",
     "class_balanced_weights",
     "class_counts",
     "cross_entropy",
+    "drw_weights",
     "focal_loss",
+    "ldam_loss",
     "logit_adjusted_loss",
     "testing",
+    "vs_loss",
 ]

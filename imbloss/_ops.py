@@ -1,10 +1,13 @@
 """Schemas, shapes, gradients and the choice of backend, per traversal. Arguments are checked in functional.py."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from imbloss import _C, reference
 
@@ -25,6 +28,23 @@ _library.define(
     "int ignore_index) -> Tensor",
     tags=_TAGS,
 )
+_library.define(
+    "softmax_soft_rows(Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, float label_smoothing, "
+    "int ignore_index, int reduction, str policy, bool keep_grad) -> (Tensor loss, Tensor grad)",
+    tags=_TAGS,
+)
+_library.define(
+    "softmax_soft_rows_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, "
+    "float label_smoothing, int ignore_index, int reduction, str policy) -> Tensor",
+    tags=_TAGS,
+)
+# The order of `operands`, which may be empty instead; as in csrc/ops.cpp.
+OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
+
+
+def _new_loss(logits: Tensor, reduction: int) -> Tensor:
+    rows = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else ()
+    return logits.new_empty(rows if reduction == REDUCTIONS["none"] else (), dtype=_accumulation_dtype(logits.dtype))
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -33,10 +53,9 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @torch.library.register_fake("imbloss::softmax_rows", lib=_library)
 def _(logits, target, operands, numbers, ignore_index, reduction, policy, keep_grad):
-    wide = _accumulation_dtype(logits.dtype)
-    loss = logits.new_empty(target.shape if reduction == REDUCTIONS["none"] else (), dtype=wide)
     stats_shape = (NUM_ROW_STATS, target.numel())
-    return loss, torch.empty_like(logits) if keep_grad else logits.new_empty(stats_shape, dtype=wide)
+    stats = logits.new_empty(stats_shape, dtype=_accumulation_dtype(logits.dtype))
+    return _new_loss(logits, reduction), torch.empty_like(logits) if keep_grad else stats
 
 
 @torch.library.register_fake("imbloss::softmax_rows_backward", lib=_library)
@@ -44,8 +63,14 @@ def _(grad_output, logits, target, stats, operands, ignore_index):
     return torch.empty_like(logits)
 
 
-_softmax_rows = torch.ops.imbloss.softmax_rows.default
-_softmax_rows_backward = torch.ops.imbloss.softmax_rows_backward.default
+@torch.library.register_fake("imbloss::softmax_soft_rows", lib=_library)
+def _(logits, target, operands, numbers, label_smoothing, ignore_index, reduction, policy, keep_grad):
+    return _new_loss(logits, reduction), torch.empty_like(logits) if keep_grad else logits.new_empty(0)
+
+
+@torch.library.register_fake("imbloss::softmax_soft_rows_backward", lib=_library)
+def _(grad_output, logits, *args):
+    return torch.empty_like(logits)
 
 
 # ---- backends ----------------------------------------------------------------------------------------------------
@@ -69,98 +94,140 @@ _kernels = _has_kernel("auto")
 set_backend(os.environ.get("IMBLOSS_BACKEND", "auto"))
 
 
-# ---- softmax rows ------------------------------------------------------------------------------------------------
-# The order of `operands`, which may be empty instead; as in csrc/ops.cpp.
-OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
+# ---- autograd ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Traversal:
+    """A fused loss of (logits, target, operands, *options), with three ways to its gradient.
+
+    Eager and reduced to one number: the forward makes the gradient while a row is at hand. A gradient per row, or
+    something that watches (torch.compile, tracing, checkpointing): the backward reads the logits again. torch.func,
+    forward mode, a gradient of the gradient or with respect to another tensor: the reference composition.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
+    backward: Callable[..., Tensor]  # (grad_output, kept, logits, target, operands, *options) -> gradient
+    reference: Callable[..., Tensor]
+    keeps: bool  # whether the backward needs what the forward kept
+
+    def __call__(self, logits: Tensor, target: Tensor, operands: Operands, *options, reduced: bool) -> Tensor:
+        if not _kernels.get(logits.device.type, False) or _wants_composition(target, operands):
+            return self.reference(logits, target, operands, *options)
+        if not (logits.requires_grad and torch.is_grad_enabled()):
+            return self.forward(logits, target, operands, *options, False)[0]
+        if not reduced or _is_watched():
+            return self._recomputed(logits, target, len(operands), *operands, *options)
+        return WithGrad.apply(logits, self, target, operands, options)
+
+    @cached_property
+    def _recomputed(self) -> Callable[..., Tensor]:
+        return recomputed(self.forward, self.backward, self.reference_gradient)
+
+    def gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
+        """By the kernels, from nothing kept."""
+        kept = self.forward(logits, *args, False)[1] if self.keeps else None
+        return self.backward(grad_output, kept, logits, *args)
+
+    def reference_gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
+        """As a differentiable composition."""
+        with torch.enable_grad():
+            loss = self.reference(logits, *args)
+        return torch.autograd.grad(loss, logits, grad_output, create_graph=True)[0]
 
 
-def softmax_rows(
-    logits: Tensor,
-    target: Tensor,
-    operands: Operands,
-    numbers: list[float],
-    ignore_index: int,
-    reduction: int,
-    policy: str,
-) -> Tensor:
-    """The loss of :func:`imbloss.reference.softmax_rows`, whose arguments these are, by kernel where there is one."""
-    args = target, operands, numbers, ignore_index, reduction, policy
-    if not _kernels.get(logits.device.type, False):
-        return reference.softmax_rows(logits, *args)
-    for tensor in operands:
-        if tensor is not None and tensor.requires_grad:  # their gradients are the composition's business
-            return reference.softmax_rows(logits, *args)
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
-        return SoftmaxRows.apply(logits, target, *args[2:], *operands)[0]
-    if not (logits.requires_grad and torch.is_grad_enabled()):
-        return _softmax_rows(logits, *args, False)[0]
-    if reduction == REDUCTIONS["none"]:
-        return SoftmaxRows.apply(logits, target, *args[2:], *operands)[0]
-    return SoftmaxRowsWithGrad.apply(logits, args)
+def _wants_composition(target: Tensor, operands: Operands) -> bool:
+    if target.requires_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return any(tensor is not None and tensor.requires_grad for tensor in operands) if operands else False
 
 
-class SoftmaxRowsWithGrad(torch.autograd.Function):
-    """Eager, with a reduction: the forward makes the gradient while a row is at hand, the backward hands it over.
+def _is_watched() -> bool:
+    """Whether tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    )
 
-    It hands over its only reference, so that autograd need not copy; a second backward computes anew. `args` travel
-    as one argument, and without setup_context, because autograd takes half a microsecond for each and 12 for that.
+
+class WithGrad(torch.autograd.Function):
+    """The forward makes the gradient, the backward hands it over: the only reference, so that autograd need not copy.
+
+    A second backward computes anew. Few arguments, and no setup_context, because autograd takes half a microsecond for
+    each and 12 for that.
     """
 
     @staticmethod
-    def forward(ctx, logits, args):
-        loss, ctx.gradient = _softmax_rows(logits, *args, True)
-        ctx.save_for_backward(logits, args[0])
-        ctx.args = args
+    def forward(ctx, logits, traversal, target, operands, options):
+        loss, ctx.grad = traversal.forward(logits, target, operands, *options, True)
+        ctx.save_for_backward(logits, target, *operands)
+        ctx.traversal, ctx.options, ctx.is_half = traversal, options, loss.dtype != logits.dtype
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient, ctx.gradient = ctx.gradient, None
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return _reference_backward(grad_output, ctx.saved_tensors[0], *ctx.args), None
-        if grad_output.item() == 1:
-            if gradient is None:
-                gradient = _softmax_rows(ctx.saved_tensors[0], *ctx.args, True)[1]
-        elif gradient is not None and gradient.dtype in (torch.float32, torch.float64):
-            gradient.mul_(grad_output)
-        else:  # rounded to half precision and then scaled, a gradient would be rounded twice or underflow
-            logits = ctx.saved_tensors[0]
-            target, operands, _, ignore_index, *_ = ctx.args
-            stats = _softmax_rows(logits, *ctx.args, False)[1]
-            gradient = _softmax_rows_backward(grad_output, logits, target, stats, operands, ignore_index)
-        return gradient, None
+        grad, ctx.grad = ctx.grad, None
+        return _handed_over(ctx, grad, grad_output), None, None, None, None
 
 
-class SoftmaxRows(torch.autograd.Function):
-    """The forward keeps three numbers a row, the backward reads the logits again: for upstream gradients a row,
-    torch.compile and torch.func."""
+def _handed_over(ctx, grad: Tensor | None, grad_output: Tensor) -> Tensor:
+    def saved():  # which notices that one was changed in place
+        logits, target, *operands = ctx.saved_tensors
+        return logits, target, operands, *ctx.options
 
-    @staticmethod
-    def forward(logits, target, numbers, ignore_index, reduction, policy, *operands):
-        return _softmax_rows(logits, target, operands, numbers, ignore_index, reduction, policy, False)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        logits, target, *options = inputs[:6]
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, output[1], *inputs[6:])
-        ctx.options = options
-
-    @staticmethod
-    def backward(ctx, grad_output, _):  # pyright: ignore[reportIncompatibleMethodOverride]
-        logits, target, stats, *operands = ctx.saved_tensors
-        if grad_output is None:
-            gradient = None
-        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradient = _reference_backward(grad_output, logits, target, operands, *ctx.options)
-        else:
-            gradient = _softmax_rows_backward(grad_output, logits, target, stats, operands, ctx.options[1])
-        return gradient, *[None] * (5 + len(operands))
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return ctx.traversal.reference_gradient(grad_output, *saved())
+    is_one = not torch.compiler.is_compiling() and grad_output.item() == 1
+    # Rounded to half precision and then scaled, a gradient would be rounded twice or underflow.
+    if not is_one and (ctx.is_half or torch.compiler.is_compiling()):
+        return ctx.traversal.gradient(grad_output, *saved())
+    if grad is None:
+        grad = ctx.traversal.forward(*saved(), True)[1]
+    return grad if is_one else grad.mul_(grad_output)
 
 
-def _reference_backward(grad_output: Tensor, logits: Tensor, *args) -> Tensor:
-    """The gradient as a differentiable composition, for double backward."""
-    with torch.enable_grad():
-        loss = reference.softmax_rows(logits, *args)
-    return torch.autograd.grad(loss, logits, grad_output, create_graph=True)[0]
+def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: Callable) -> Callable[..., Tensor]:
+    """The loss as an autograd function whose backward reads the logits again; operands come one by one, counted."""
+
+    class Recomputed(torch.autograd.Function):
+        @staticmethod
+        def forward(logits, target, count, *rest):
+            return kernel(logits, target, rest[:count], *rest[count:], False)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            logits, target, count, *rest = inputs
+            ctx.mark_non_differentiable(output[1])
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(logits, target, output[1], *rest[:count])
+            ctx.options = rest[count:]
+
+        @staticmethod
+        def backward(ctx, grad_output, _):  # pyright: ignore[reportIncompatibleMethodOverride]
+            logits, target, kept, *operands = ctx.saved_tensors
+            again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+            if grad_output is None:
+                grad = None
+            elif again and not torch.compiler.is_compiling():
+                grad = reference_gradient(grad_output, logits, target, operands, *ctx.options)
+            else:
+                grad = backward_kernel(grad_output, kept, logits, target, operands, *ctx.options)
+            return grad, *[None] * (2 + len(operands) + len(ctx.options))
+
+    return lambda *args: Recomputed.apply(*args)[0]
+
+
+# ---- the traversals ----------------------------------------------------------------------------------------------
+softmax_rows = Traversal(
+    forward=torch.ops.imbloss.softmax_rows.default,
+    backward=lambda grad_output, stats, logits, target, operands, numbers, ignore_index, *_: (
+        torch.ops.imbloss.softmax_rows_backward.default(grad_output, logits, target, stats, operands, ignore_index)
+    ),
+    reference=reference.softmax_rows,
+    keeps=True,
+)
+softmax_soft_rows = Traversal(
+    forward=torch.ops.imbloss.softmax_soft_rows.default,
+    backward=lambda grad_output, _, *args: torch.ops.imbloss.softmax_soft_rows_backward.default(grad_output, *args),
+    reference=reference.softmax_soft_rows,
+    keeps=False,
+)

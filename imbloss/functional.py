@@ -1,6 +1,7 @@
 """The losses as functions: arguments checked, scale, bias, margin, weight and gamma filled in, one traversal called."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ def cross_entropy(
     weight: Tensor | None = None,
     prior: Tensor | None = None,
     tau: float = 1.0,
+    label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
     sample_weight: Tensor | None = None,
@@ -28,19 +30,22 @@ def cross_entropy(
 
     .. math:: \ell_i = -w_{y_i} \log p_{y_i}, \qquad p = \operatorname{softmax}(z_i + \tau \log \pi)
 
-    Equals :func:`torch.nn.functional.cross_entropy` on class indices, and takes a training prior beside it.
+    Equals :func:`torch.nn.functional.cross_entropy`, and takes a training prior beside it. With soft targets t
+    (probabilities, or class indices with label smoothing) :math:`\ell_i = -\sum_c w_c t_{ic} \log p_{ic}`.
 
     Args:
-        logits: scores z of shape (N, C) or (C,); float32, float64, bfloat16 or float16, accumulated in float32
-            (float64 for float64).
-        target: class indices of shape (N,) or (), each in [0, C) or ``ignore_index``; any integer dtype.
+        logits: scores z of shape (N, C), (N, C, d1, ...) or (C,); float32, float64, bfloat16 or float16,
+            accumulated in float32 (float64 for float64).
+        target: class indices of shape (N, d1, ...) or (), each in [0, C) or ``ignore_index``, of any integer dtype;
+            or probabilities of the logits' shape, of any floating dtype.
         weight: factor per class, shape (C,).
         prior: class probabilities of the training data, shape (C,), > 0, sum 1; None adds nothing to the logits.
         tau: factor of the log prior.
+        label_smoothing: share of the target's probability, in [0, 1], that is spread evenly over all classes.
         ignore_index: target value of rows that do not count.
-        reduction: "none" (the target's shape), "mean" (divided by the sum of ``weight[target] * sample_weight``
-            over the rows that count) or "sum".
-        sample_weight: factor per row, of the target's shape.
+        reduction: "none" (shape (N, d1, ...)), "mean" (divided by the sum of ``weight[target] * sample_weight``
+            over the rows that count; for target probabilities by the sum of ``sample_weight``) or "sum".
+        sample_weight: factor per row, of shape (N, d1, ...).
         normalizer: replaces the divisor of "mean", used as given: a number or a tensor of one element.
 
     Returns:
@@ -57,7 +62,7 @@ def cross_entropy(
     """
     bias = None if prior is None else _log_prior(logits, prior, tau)
     return softmax_rows(
-        logits, target, weight=weight, bias=bias,
+        logits, target, weight=weight, bias=bias, label_smoothing=label_smoothing,
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
     )  # fmt: skip
 
@@ -70,6 +75,7 @@ def focal_loss(
     weight: Tensor | None = None,
     prior: Tensor | None = None,
     tau: float = 1.0,
+    label_smoothing: float = 0.0,
     detach_factor: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -80,20 +86,26 @@ def focal_loss(
 
     .. math:: \ell_i = -w_{y_i} (1 - p_{y_i})^\gamma \log p_{y_i}, \quad p = \operatorname{softmax}(z_i + \tau \log \pi)
 
+    With soft targets t (probabilities, or class indices with label smoothing)
+    :math:`\ell_i = -\sum_c w_c t_{ic} (1 - p_{ic})^{\gamma_c} \log p_{ic}`.
+
     Args:
-        logits: scores z of shape (N, C) or (C,); float32, float64, bfloat16 or float16, accumulated in float32
-            (float64 for float64).
-        target: class indices of shape (N,) or (), each in [0, C) or ``ignore_index``; any integer dtype.
+        logits: scores z of shape (N, C), (N, C, d1, ...) or (C,); float32, float64, bfloat16 or float16,
+            accumulated in float32 (float64 for float64).
+        target: class indices of shape (N, d1, ...) or (), each in [0, C) or ``ignore_index``, of any integer dtype;
+            or probabilities of the logits' shape, of any floating dtype.
         gamma: focusing exponent >= 0, or one per class, shape (C,); 0 gives cross entropy.
         weight: factor per class, shape (C,); the paper's alpha.
         prior: class probabilities of the training data, shape (C,), > 0, sum 1; None adds nothing to the logits.
         tau: factor of the log prior.
+        label_smoothing: share of the target's probability, in [0, 1], that is spread evenly over all classes.
         detach_factor: treat ``(1 - p)^gamma`` as a constant in the gradient, as a number of popular
             implementations do; not the paper's gradient.
         ignore_index: target value of rows that do not count.
-        reduction: "none" (the target's shape), "mean" (divided by the sum of ``weight[target] * sample_weight``
-            over the rows that count, as :func:`torch.nn.functional.cross_entropy` does) or "sum".
-        sample_weight: factor per row, of the target's shape.
+        reduction: "none" (shape (N, d1, ...)), "mean" (divided by the sum of ``weight[target] * sample_weight``
+            over the rows that count; for target probabilities by the sum of ``sample_weight``; as
+            :func:`torch.nn.functional.cross_entropy` does) or "sum".
+        sample_weight: factor per row, of shape (N, d1, ...).
         normalizer: replaces the divisor of "mean", used as given: a number or a tensor of one element.
 
     Returns:
@@ -117,6 +129,7 @@ def focal_loss(
         check_positive(gamma, "gamma", zero=True)
     return softmax_rows(
         logits, target, gamma=gamma, weight=weight, bias=bias, params=FOCAL_PARAMS[bool(detach_factor)],
+        label_smoothing=label_smoothing,
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
     )  # fmt: skip
 
@@ -150,9 +163,7 @@ def balanced_softmax_loss(
     >>> balanced_softmax_loss(torch.zeros(1, 2), torch.tensor([1]), counts=torch.tensor([99, 1]))
     tensor(4.6052)
     """
-    check_vector(counts, _num_classes(logits), "counts", floating=False)
-    if _checks_values(counts):
-        check_positive(counts, "counts")
+    _check_counts(counts, _num_classes(logits))
     return softmax_rows(
         logits, target, bias=log_shares(counts),
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
@@ -198,6 +209,93 @@ def logit_adjusted_loss(
     )  # fmt: skip
 
 
+def ldam_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    counts: Tensor,
+    max_margin: float = 0.5,
+    scale: float = 30.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    r"""Label-distribution-aware margin loss: the rarer the class, the larger the margin its score must keep.
+
+    .. math:: \ell_i = -w_{y_i} \log \frac{e^{s (z_{y_i} - m_{y_i})}}{e^{s (z_{y_i} - m_{y_i})} +
+        \sum_{c \ne y_i} e^{s z_c}}, \qquad m_c = m_{max} \left(\frac{n_c}{\min_k n_k}\right)^{-1/4}
+
+    Made for logits that are cosines: a last layer of normalised features and normalised weights, without bias. Deferred
+    re-weighting (DRW) goes into ``weight``: :func:`drw_weights`.
+
+    Args:
+        counts: training samples per class, shape (C,), all > 0; integer or floating.
+        max_margin: margin of the rarest class, >= 0.
+        scale: the factor s of all logits, > 0.
+        weight: factor per class, shape (C,).
+        logits, target, ignore_index, reduction, sample_weight, normalizer: see :func:`cross_entropy`; target: class
+            indices.
+
+    Raises:
+        IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU).
+        ValueError: counts not > 0 (on CPU), an argument of the wrong shape or range.
+
+    Source: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019, eq. 13.
+
+    >>> ldam_loss(torch.zeros(1, 2), torch.tensor([1]), counts=torch.tensor([16, 1]), scale=1.0)
+    tensor(0.9741)
+    """
+    _check_counts(counts, _num_classes(logits))
+    return softmax_rows(
+        logits, target, weight=weight, **ldam_constants(counts, max_margin, scale),
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
+def vs_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    counts: Tensor,
+    gamma_scale: float = 0.15,
+    tau: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    r"""Vector-scaling loss: a factor and an offset for each class's logit, from the training counts.
+
+    .. math:: \ell_i = -\log \frac{e^{\Delta_{y_i} z_{y_i} + \iota_{y_i}}}{\sum_c e^{\Delta_c z_c + \iota_c}}, \qquad
+        \Delta_c = \left(\frac{n_c}{\max_k n_k}\right)^\gamma, \quad \iota_c = \tau \log \frac{n_c}{\sum_k n_k}
+
+    Predict with ``argmax z``. gamma_scale = 0 is :func:`logit_adjusted_loss`.
+
+    Args:
+        counts: training samples per class, shape (C,), all > 0; integer or floating.
+        gamma_scale: exponent of the factors, >= 0.
+        tau: strength of the offsets.
+        logits, target, ignore_index, reduction, sample_weight, normalizer: see :func:`cross_entropy`.
+
+    Raises:
+        IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU).
+        ValueError: counts not > 0 (on CPU), an argument of the wrong shape or range.
+
+    Source: Kini et al., Label-Imbalanced and Group-Sensitive Classification under Overparameterization, NeurIPS 2021,
+    eq. 3.
+
+    >>> vs_loss(torch.zeros(1, 2), torch.tensor([1]), counts=torch.tensor([99, 1]))
+    tensor(4.6052)
+    """
+    _check_counts(counts, _num_classes(logits))
+    return softmax_rows(
+        logits, target, **vs_constants(counts, gamma_scale, tau),
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
 # ---- arguments ---------------------------------------------------------------------------------------------------
 def _num_classes(logits: Tensor) -> int:
     if not isinstance(logits, Tensor):
@@ -215,13 +313,19 @@ def _checks_values(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _check_counts(counts: Tensor, classes: int) -> None:
+    check_vector(counts, classes, "counts", floating=False)
+    if _checks_values(counts):
+        check_positive(counts, "counts")
+
+
 def _log_prior(logits: Tensor, prior: Tensor, tau: float) -> Tensor:
     classes = _num_classes(logits)
     if not _checks_values(prior):
         check_vector(prior, classes, "prior")
     else:
         check_prior(prior, classes)
-    if not math.isfinite(tau):
+    if not -math.inf < tau < math.inf:
         raise ValueError(f"expected tau to be finite, but got {tau}")
     return tau * prior.double().log()
 
@@ -232,7 +336,27 @@ def log_shares(counts: Tensor) -> Tensor:
     return (counts / counts.sum()).log()
 
 
-# ---- the traversal -----------------------------------------------------------------------------------------------
+def ldam_constants(counts: Tensor, max_margin: float, scale: float) -> dict[str, Any]:
+    if not 0 <= max_margin < math.inf:
+        raise ValueError(f"expected max_margin >= 0 and finite, but got {max_margin}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"expected scale > 0 and finite, but got {scale}")
+    counts = counts.double()
+    return {
+        "scale": torch.full_like(counts, scale),
+        "margin": scale * max_margin * (counts / counts.min()) ** -0.25,
+    }
+
+
+def vs_constants(counts: Tensor, gamma_scale: float, tau: float) -> dict[str, Any]:
+    if not 0 <= gamma_scale < math.inf:
+        raise ValueError(f"expected gamma_scale >= 0 and finite, but got {gamma_scale}")
+    if not -math.inf < tau < math.inf:
+        raise ValueError(f"expected tau to be finite, but got {tau}")
+    return {"scale": (counts.double() / counts.max()) ** gamma_scale, "bias": tau * log_shares(counts)}
+
+
+# ---- the traversals ----------------------------------------------------------------------------------------------
 FOCAL_PARAMS = [0.0], [1.0]  # of policy "focal": whether the factor is detached
 
 
@@ -245,6 +369,7 @@ def softmax_rows(
     scale: Tensor | None = None,
     bias: Tensor | None = None,
     margin: Tensor | None = None,
+    label_smoothing: float = 0.0,
     policy: str = "focal",
     params: list[float] = FOCAL_PARAMS[0],
     ignore_index: int = -100,
@@ -252,29 +377,46 @@ def softmax_rows(
     sample_weight: Tensor | None = None,
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    """Checks the arguments that all softmax losses share and calls the traversal."""
+    """Checks the arguments that all softmax losses share and calls the traversal for their target: one class a row, or
+    a distribution."""
     classes = _num_classes(logits)
     dtype = logits.dtype
     if dtype not in _LOGITS:
         raise TypeError(f"expected logits of dtype float32, float64, bfloat16 or float16, but got {dtype}")
-    if not isinstance(target, Tensor) or target.dtype not in _INTEGERS:
-        raise TypeError(f"expected target to be a tensor of an integer dtype, but got {describe(target)}")
     shape = logits.shape
     rows = shape[:1] if len(shape) == 2 else shape[:1] + shape[2:] if len(shape) > 2 else shape[:0]
-    if target.shape != rows:
-        raise ValueError(
-            f"expected target of shape {tuple(rows)} for logits of shape {tuple(shape)}, but got {tuple(target.shape)}"
+    probabilities = isinstance(target, Tensor) and target.is_floating_point()
+    if probabilities:
+        if margin is not None:
+            raise TypeError(f"expected target to be class indices, but got {describe(target)}")
+        if ignore_index >= 0:
+            raise ValueError(f"expected no ignore_index beside target probabilities, but got {ignore_index}")
+    elif not isinstance(target, Tensor) or target.dtype not in _INTEGERS:
+        raise TypeError(
+            f"expected target to be a tensor of an integer dtype (class indices) or a floating one (probabilities), "
+            f"but got {describe(target)}"
         )
+    if target.shape != (shape if probabilities else rows):
+        kind = "probabilities" if probabilities else "class indices"
+        raise ValueError(
+            f"expected target of shape {tuple(shape if probabilities else rows)}, as {kind} for logits of shape "
+            f"{tuple(shape)}, but got {tuple(target.shape)}"
+        )
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"expected label_smoothing in [0, 1], but got {label_smoothing}")
     device = logits.device
     if target.device != device:
         raise ValueError(f"expected target on {device}, where the logits are, but got {target.device}")
     reduced = _ops.REDUCTIONS.get(reduction)
     if reduced is None:
         raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
-    if target.dtype is not torch.int64:
-        target = target.long()
 
     wide = torch.float64 if dtype is torch.float64 else torch.float32
+    if not probabilities:
+        if target.dtype is not torch.int64:
+            target = target.long()
+    elif target.dtype is not dtype and target.dtype is not wide:
+        target = target.to(wide)
     gammas = None
     if isinstance(gamma, Tensor):
         gammas = _operand(gamma, "gamma", (classes,), device, torch.promote_types(gamma.dtype, torch.float32))
@@ -298,7 +440,21 @@ def softmax_rows(
     operands = weight, sample_weight, scale, bias, margin, gammas, normalizer
     if operands.count(None) == len(operands):
         operands = ()
-    loss = _ops.softmax_rows(logits, target, operands, [gamma, *params], ignore_index, reduced, policy)
+    numbers = [gamma, *params]
+    if probabilities or label_smoothing:
+        loss = _ops.softmax_soft_rows(
+            logits,
+            target,
+            operands,
+            numbers,
+            float(label_smoothing),
+            ignore_index,
+            reduced,
+            policy,
+            reduced=reduced != 0,
+        )
+    else:
+        loss = _ops.softmax_rows(logits, target, operands, numbers, ignore_index, reduced, policy, reduced=reduced != 0)
     return loss if dtype is wide or torch.is_autocast_enabled(device.type) else loss.to(dtype)
 
 

@@ -8,7 +8,7 @@ from imbloss import functional
 from imbloss._ops import REDUCTIONS
 from imbloss.priors import check_counts, check_positive, check_prior, check_vector
 
-__all__ = ["BalancedSoftmaxLoss", "CrossEntropy", "FocalLoss", "LogitAdjustedLoss"]
+__all__ = ["BalancedSoftmaxLoss", "CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedLoss", "VSLoss"]
 
 
 class _SoftmaxLoss(nn.Module):
@@ -43,12 +43,18 @@ class _SoftmaxLoss(nn.Module):
         shapes = {name: f"tensor of shape {tuple(b.shape)}" for name, b in self.named_buffers()}
         return ", ".join(f"{name}={value}" for name, value in (shapes | options).items())
 
+    weight: Tensor | None
     prior: Tensor | None
+
+    def _weight_buffer(self, weight: Tensor | None) -> None:
+        if weight is not None:
+            check_vector(weight, None, "weight")
+        self.register_buffer("weight", weight)
 
     def _prior_buffer(self, prior: Tensor | None, tau: float) -> None:
         if prior is not None:
             check_prior(prior, None)
-        if not math.isfinite(tau):
+        if not -math.inf < tau < math.inf:
             raise ValueError(f"expected tau to be finite, but got {tau}")
         self.register_buffer("prior", prior)
         self.tau = tau
@@ -70,17 +76,19 @@ class CrossEntropy(_SoftmaxLoss):
         weight: Tensor | None = None,
         prior: Tensor | None = None,
         tau: float = 1.0,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction)
-        if weight is not None:
-            check_vector(weight, None, "weight")
-        self.register_buffer("weight", weight)
+        self._weight_buffer(weight)
         self._prior_buffer(prior, tau)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"expected label_smoothing in [0, 1], but got {label_smoothing}")
+        self.label_smoothing = label_smoothing
 
     def _constants(self) -> dict:
-        return {"weight": self.weight, "bias": self._bias()}
+        return {"weight": self.weight, "bias": self._bias(), "label_smoothing": self.label_smoothing}
 
 
 class FocalLoss(CrossEntropy):
@@ -98,11 +106,15 @@ class FocalLoss(CrossEntropy):
         weight: Tensor | None = None,
         prior: Tensor | None = None,
         tau: float = 1.0,
+        label_smoothing: float = 0.0,
         detach_factor: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(weight=weight, prior=prior, tau=tau, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            weight=weight, prior=prior, tau=tau, label_smoothing=label_smoothing, ignore_index=ignore_index,
+            reduction=reduction,
+        )  # fmt: skip
         if isinstance(gamma, Tensor):
             check_vector(gamma, None, "gamma")
             check_positive(gamma, "gamma", zero=True)
@@ -150,3 +162,63 @@ class LogitAdjustedLoss(_SoftmaxLoss):
 
     def _constants(self) -> dict:
         return {"bias": self._bias()}
+
+
+class LDAMLoss(_SoftmaxLoss):
+    """Label-distribution-aware margin loss: see :func:`imbloss.ldam_loss`.
+
+    >>> LDAMLoss(counts=torch.tensor([16, 1]), scale=1.0)(torch.zeros(1, 2), torch.tensor([1]))
+    tensor(0.9741)
+    """
+
+    counts: Tensor
+
+    def __init__(
+        self,
+        *,
+        counts: Tensor,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+        check_counts(counts)
+        functional.ldam_constants(counts, max_margin, scale)
+        self.register_buffer("counts", counts)
+        self._weight_buffer(weight)
+        self.max_margin = max_margin
+        self.scale = scale
+
+    def _constants(self) -> dict:
+        return {"weight": self.weight, **functional.ldam_constants(self.counts, self.max_margin, self.scale)}
+
+
+class VSLoss(_SoftmaxLoss):
+    """Vector-scaling loss: see :func:`imbloss.vs_loss`.
+
+    >>> VSLoss(counts=torch.tensor([99, 1]))(torch.zeros(1, 2), torch.tensor([1]))
+    tensor(4.6052)
+    """
+
+    counts: Tensor
+
+    def __init__(
+        self,
+        *,
+        counts: Tensor,
+        gamma_scale: float = 0.15,
+        tau: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+        check_counts(counts)
+        functional.vs_constants(counts, gamma_scale, tau)
+        self.register_buffer("counts", counts)
+        self.gamma_scale = gamma_scale
+        self.tau = tau
+
+    def _constants(self) -> dict:
+        return functional.vs_constants(self.counts, self.gamma_scale, self.tau)

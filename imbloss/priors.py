@@ -73,6 +73,32 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     return weights.to(counts.dtype if counts.dtype == torch.float64 else torch.float32)
 
 
+def drw_weights(counts: Tensor, epoch: int, start: int, beta: float = 0.9999) -> Tensor:
+    """Deferred re-weighting: no weights until epoch `start`, class-balanced ones from then on.
+
+    Made for LDAM: learn features from all data first, then move the boundaries. Set ``loss.weight`` at each epoch.
+
+    Args:
+        counts: training samples per class, shape (C,), all > 0; integer or floating.
+        epoch: the current one, counted as `start` is.
+        start: first epoch with weights; the paper's is 160 of 200, as the learning rate falls.
+        beta: see :func:`class_balanced_weights`.
+
+    Returns:
+        float32 tensor of shape (C,) with mean 1 (float64 for float64 counts).
+
+    Raises:
+        ValueError: a count is not > 0, or beta is outside [0, 1).
+
+    Source: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019, sec. 3.3.
+
+    >>> drw_weights(torch.tensor([1000, 10]), epoch=0, start=160), drw_weights(torch.tensor([1000, 10]), 160, 160)
+    (tensor([1., 1.]), tensor([0.0207, 1.9793]))
+    """
+    weights = class_balanced_weights(counts, beta)
+    return weights if epoch >= start else torch.ones_like(weights)
+
+
 def adjust_logits(logits: Tensor, train_prior: Tensor, test_prior: Tensor | None = None) -> Tensor:
     r"""Logits of a model trained under one class prior, for prediction under another.
 

@@ -32,6 +32,18 @@ def target_terms(z: Tensor, target: Tensor) -> TargetTerms:
     return TargetTerms(log_p, log_p.exp(), q, log_q)
 
 
+def class_terms(z: Tensor) -> TargetTerms:
+    """The same of every class, of the shape of z."""
+    lse = z.logsumexp(1, keepdim=True)
+    top = torch.zeros_like(z, dtype=torch.bool).scatter(1, z.argmax(1, keepdim=True), True)
+    log_q_top = z.masked_fill(top, -math.inf).logsumexp(1, keepdim=True) - lse
+    q_top = log_q_top.exp()
+    log_p = torch.where(top & (q_top < 0.5), torch.log1p(-q_top.clamp(max=0.5)), z - lse)
+    # below the top p <= 1/2, and 1 - p loses nothing
+    log_q = torch.where(top, log_q_top, (-torch.expm1(log_p.masked_fill(top, -1))).log())
+    return TargetTerms(log_p, log_p.exp(), log_q.exp(), log_q)
+
+
 def focal_factor(terms: TargetTerms, gamma: float | Tensor) -> Tensor:
     """q^gamma, whose gradient stays finite for 0 < gamma < 1; 0^0 is 1, and p = 0 contributes no gradient."""
     if not isinstance(gamma, Tensor):
@@ -41,139 +53,250 @@ def focal_factor(terms: TargetTerms, gamma: float | Tensor) -> Tensor:
     return torch.where(terms.p > 0, factor, factor.detach())
 
 
-def _focal(terms: TargetTerms, gamma: float | Tensor, detach: float) -> Tensor:
+def focal(terms: TargetTerms, gamma: float | Tensor, detach: float = 0) -> Tensor:
+    """-(1 - p)^gamma log p: Lin et al. 2017, eq. 5."""
     factor = focal_factor(terms, gamma)
     return (factor.detach() if detach else factor) * -terms.log_p
 
 
-POLICIES = {"focal": _focal}  # as in csrc/policies.h
+POLICIES = {"focal": focal}  # as in csrc/policies.h
+
+
+# ---- the operators -----------------------------------------------------------------------------------------------
+Operands = Sequence[Tensor | None]
 
 
 def softmax_rows(
     logits: Tensor,
     target: Tensor,
-    operands: Sequence[Tensor | None],
+    operands: Operands,
     numbers: list[float],
     ignore_index: int,
     reduction: int,
     policy: str,
 ) -> Tensor:
-    """The softmax row loss of docs/math.md, section 1, with the arguments of the operator ``imbloss::softmax_rows``."""
+    """The loss of one class a row (docs/math.md, section 1): the arguments of ``imbloss::softmax_rows``."""
     weight, sample_weight, scale, bias, margin, gammas, normalizer = operands or [None] * 7
     gamma, *params = numbers
-    x = logits if logits.dim() > 1 else logits.unsqueeze(0)
-    y = target if logits.dim() > 1 else target.unsqueeze(0)
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    classes = x.shape[1]
-    valid = y != ignore_index
-    in_range = (y >= 0) & (y < classes)
-    _check_target(y, valid & ~in_range, classes, ignore_index)
-    y = torch.where(valid & in_range, y, 0)
-
-    per_class = (-1, *[1] * (x.dim() - 2))
-    z = x
-    if scale is not None:
-        z = z * scale.view(per_class)
-    if bias is not None:
-        z = z + bias.view(per_class)
+    z, y = _adjusted(logits, scale, bias), target if logits.dim() > 1 else target.unsqueeze(0)
+    y, counts, in_range = _checked(y, z.shape[1], ignore_index)
     if margin is not None:
         z = z.scatter_add(1, y.unsqueeze(1), -margin[y].unsqueeze(1).to(z.dtype))
-
     loss = POLICIES[policy](target_terms(z, y), gamma if gammas is None else gammas[y], *params)
+    row_weight = None if weight is None else weight[y]
+    return _reduced_rows(
+        loss, target.shape, counts, in_range, row_weight, row_weight, sample_weight, normalizer, reduction
+    )
+
+
+def softmax_soft_rows(
+    logits: Tensor,
+    target: Tensor,
+    operands: Operands,
+    numbers: list[float],
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+    policy: str,
+) -> Tensor:
+    """The loss of a distribution a row (docs/math.md, section 2): the arguments of ``imbloss::softmax_soft_rows``."""
+    weight, sample_weight, scale, bias, _, gammas, normalizer = operands or [None] * 7
+    gamma, *params = numbers
+    z, t = _adjusted(logits, scale, bias), target if logits.dim() > 1 else target.unsqueeze(0)
+    classes = z.shape[1]
     row_weight = None
+    if target.is_floating_point():
+        t = t.to(z.dtype)
+        counts = in_range = torch.ones_like(t[:, 0], dtype=torch.bool)
+        shape = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else ()
+    else:
+        y, counts, in_range = _checked(t, classes, ignore_index)
+        row_weight = None if weight is None else weight[y]
+        t = torch.zeros_like(z).scatter(1, y.unsqueeze(1), 1)
+        shape = target.shape
+    share = t * (1 - label_smoothing) + label_smoothing / classes
     if weight is not None:
-        row_weight = weight[y]
-    if sample_weight is not None:
-        row_weight = sample_weight.view(y.shape) if row_weight is None else row_weight * sample_weight.view(y.shape)
-    if row_weight is not None:
-        loss = loss * row_weight
-    loss = torch.where(valid, loss, 0)
-    loss = torch.where(valid & ~in_range, math.nan, loss)
-    if reduction == 0:
-        return loss.view(target.shape)
-    if reduction == 2:
-        return loss.sum()
-    if normalizer is None:
-        normalizer = (valid.to(loss.dtype) if row_weight is None else torch.where(valid, row_weight, 0)).sum()
-    return loss.sum() / normalizer.to(loss.dtype)
+        share = share * _along_classes(weight, z)
+    terms = class_terms(z)
+    terms = terms._replace(log_p=torch.where(share == 0, 0, terms.log_p))  # counts nothing, even at log p = -inf
+    value = POLICIES[policy](terms, gamma if gammas is None else _along_classes(gammas, z), *params)
+    loss = (share * value).sum(1)
+    return _reduced_rows(loss, shape, counts, in_range, None, row_weight, sample_weight, normalizer, reduction)
 
 
-def _check_target(y: Tensor, bad: Tensor, classes: int, ignore_index: int) -> None:
-    """The compiled core's error. Not on other devices, where looking at values would wait for them: NaN tells there."""
-    if y.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return
-    if bad.any():
+def _along_classes(values: Tensor, z: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (z.dim() - 2))
+
+
+def _adjusted(logits: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """z = scale x + bias, in (N, C, ...), half precision widened."""
+    z = logits if logits.dim() > 1 else logits.unsqueeze(0)
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z = z.float()
+    if scale is not None:
+        z = z * _along_classes(scale, z)
+    return z if bias is None else z + _along_classes(bias, z)
+
+
+def _checked(y: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets made safe to index with; which rows count; which of them are in range.
+
+    The compiled core's error on CPU. Elsewhere looking at values would wait for the device: NaN tells there.
+    """
+    counts = y != ignore_index
+    in_range = (y >= 0) & (y < classes)
+    bad = counts & ~in_range
+    looks = y.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not torch._C._are_functorch_transforms_active() and bad.any():
         index = int(bad.flatten().nonzero()[0])
         raise IndexError(
             f"expected target in [0, {classes}) or ignore_index={ignore_index}, "
             f"but got {int(y.flatten()[index])} at index {index}"
         )
+    return torch.where(counts & in_range, y, 0), counts, in_range
+
+
+def _reduced_rows(
+    loss: Tensor,
+    shape: Sequence[int],
+    counts: Tensor,
+    in_range: Tensor,
+    weight: Tensor | None,
+    divisor_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    reduction: int,
+) -> Tensor:
+    """Weights and reduction of rows; `weight` multiplies the loss, `divisor_weight` counts in the divisor of "mean"."""
+    divisors = torch.ones_like(loss) if divisor_weight is None else divisor_weight
+    if weight is not None:
+        loss = loss * weight
+    if sample_weight is not None:
+        loss, divisors = loss * sample_weight.view(loss.shape), divisors * sample_weight.view(loss.shape)
+    loss = torch.where(counts, loss, 0)
+    loss = torch.where(counts & ~in_range, math.nan, loss)
+    if reduction == 0:
+        return loss.view(shape)
+    if reduction == 2:
+        return loss.sum()
+    if normalizer is None:
+        normalizer = torch.where(counts, divisors, 0).sum()
+    return loss.sum() / normalizer.to(loss.dtype)
 
 
 # ---- the losses --------------------------------------------------------------------------------------------------
-def _reduced(loss: Tensor, target: Tensor, ignore_index, reduction, weight, sample_weight, normalizer) -> Tensor:
-    """Weights and reduction as torch.nn.functional.cross_entropy has them: "mean" divides by the weights' sum."""
-    valid = target != ignore_index
-    weights = torch.ones_like(loss)
-    if weight is not None:
-        weights = weights * weight.to(loss.dtype)[torch.where(valid, target, 0)]
+def _mean_or_so(
+    value, z, target, *, gamma=0.0, weight=None, label_smoothing=0.0, ignore_index, reduction, sample_weight, normalizer
+):
+    """sum_c w_c t_c value(p_c), reduced as torch.nn.functional.cross_entropy does: "mean" divides by the sum of the
+    weights of the target classes, for target probabilities by the number of rows."""
+    classes = z.shape[1]
+    per_class = (-1, *[1] * (z.dim() - 2))
+    weight = torch.ones(classes, dtype=z.dtype) if weight is None else weight.to(z.dtype)
+    gamma = torch.full((classes,), float(gamma), dtype=z.dtype) if not isinstance(gamma, Tensor) else gamma.to(z.dtype)
+    if target.is_floating_point():
+        counts = torch.ones(target[:, 0].shape, dtype=torch.bool)
+        divisors = torch.ones(counts.shape, dtype=z.dtype)
+        t, y = target.to(z.dtype), None
+    else:
+        counts = target != ignore_index
+        y = torch.where(counts, target, 0)
+        divisors = weight[y]
+        t = torch.zeros_like(z).scatter(1, y.unsqueeze(1), 1)
+    if y is None or label_smoothing:
+        t = t * (1 - label_smoothing) + label_smoothing / classes
+        loss = t * weight.view(per_class) * value(class_terms(z), gamma.view(per_class))
+        loss = torch.where(t == 0, 0, loss).sum(1)
+    else:
+        loss = weight[y] * value(target_terms(z, y), gamma[y])
     if sample_weight is not None:
-        weights = weights * sample_weight
-    weights = torch.where(valid, weights, 0)
-    loss = torch.where(valid, weights * loss, 0)
+        loss, divisors = loss * sample_weight, divisors * sample_weight
+    loss = torch.where(counts, loss, 0)
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
-    return loss.sum() / (weights.sum() if normalizer is None else normalizer)
+    return loss.sum() / (torch.where(counts, divisors, 0).sum() if normalizer is None else normalizer)
 
 
 def _per_class(values: Tensor, z: Tensor) -> Tensor:
     return values.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
 
 
-def _terms(z: Tensor, target: Tensor, ignore_index: int) -> TargetTerms:
-    return target_terms(z, torch.where(target == ignore_index, 0, target))
-
-
-def focal_loss(
-    logits, target, *, gamma=2.0, weight=None, prior=None, tau=1.0, detach_factor=False,
-    ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None,
-):  # fmt: skip
-    """FL = -alpha (1 - p)^gamma log p. Lin et al. 2017, eq. 5."""
-    z = logits if prior is None else logits + tau * _per_class(prior, logits).log()
-    terms = _terms(z, target, ignore_index)
-    if isinstance(gamma, Tensor):
-        gamma = gamma.to(z.dtype)[torch.where(target == ignore_index, 0, target)]
-    factor = focal_factor(terms, gamma)
-    loss = -(factor.detach() if detach_factor else factor) * terms.log_p
-    return _reduced(loss, target, ignore_index, reduction, weight, sample_weight, normalizer)
-
-
 def cross_entropy(
-    logits, target, *, weight=None, prior=None, tau=1.0,
+    logits, target, *, weight=None, prior=None, tau=1.0, label_smoothing=0.0,
     ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None,
 ):  # fmt: skip
     """CE = -log p."""
     z = logits if prior is None else logits + tau * _per_class(prior, logits).log()
-    loss = -_terms(z, target, ignore_index).log_p
-    return _reduced(loss, target, ignore_index, reduction, weight, sample_weight, normalizer)
+    return _mean_or_so(
+        lambda terms, gamma: -terms.log_p, z, target, weight=weight, label_smoothing=label_smoothing,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
+def focal_loss(
+    logits, target, *, gamma=2.0, weight=None, prior=None, tau=1.0, label_smoothing=0.0, detach_factor=False,
+    ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None,
+):  # fmt: skip
+    """FL = -alpha (1 - p)^gamma log p. Lin et al. 2017, eq. 5."""
+    z = logits if prior is None else logits + tau * _per_class(prior, logits).log()
+    return _mean_or_so(
+        lambda terms, gamma: focal(terms, gamma, detach_factor), z, target, gamma=gamma, weight=weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
 
 
 def balanced_softmax_loss(
     logits, target, *, counts, ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None
 ):
     """-log( n_y exp(x_y) / sum_c n_c exp(x_c) ). Ren et al. 2020, eq. 3."""
-    z = logits + _per_class(counts, logits).log()
-    loss = -_terms(z, target, ignore_index).log_p
-    return _reduced(loss, target, ignore_index, reduction, None, sample_weight, normalizer)
+    return cross_entropy(
+        logits + _per_class(counts, logits).log(), target,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
 
 
 def logit_adjusted_loss(
     logits, target, *, prior, tau=1.0, ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None
 ):
     """-log( exp(x_y + tau log pi_y) / sum_c exp(x_c + tau log pi_c) ). Menon et al. 2021, eq. 10."""
-    z = logits + tau * _per_class(prior, logits).log()
-    loss = -_terms(z, target, ignore_index).log_p
-    return _reduced(loss, target, ignore_index, reduction, None, sample_weight, normalizer)
+    return cross_entropy(
+        logits + tau * _per_class(prior, logits).log(), target,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
+def ldam_loss(
+    logits, target, *, counts, max_margin=0.5, scale=30.0, weight=None,
+    ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None,
+):  # fmt: skip
+    """Cross entropy of scale * (x_c - [c = y] margin_y), margin_c = n_c^(-1/4), the largest max_margin.
+
+    Cao et al. 2019, eq. 13.
+    """
+    margins = _per_class(counts, logits) ** -0.25
+    margins = margins * (max_margin / margins.max())
+    y = torch.where(target == ignore_index, 0, target).unsqueeze(1)
+    is_target = torch.zeros_like(logits).scatter(1, y, 1)
+    return cross_entropy(
+        scale * (logits - is_target * margins), target, weight=weight,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
+def vs_loss(
+    logits, target, *, counts, gamma_scale=0.15, tau=1.0,
+    ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None,
+):  # fmt: skip
+    """Cross entropy of Delta_c x_c + iota_c, Delta_c = (n_c / n_max)^gamma_scale, iota_c = tau log pi_c.
+
+    Kini et al. 2021, eq. 3.
+    """
+    n = _per_class(counts, logits)
+    z = (n / n.max()) ** gamma_scale * logits + tau * (n / n.sum()).log()
+    return cross_entropy(
+        z, target,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip

@@ -1,8 +1,10 @@
 """The table: one row a public loss. The generic tests of test_losses.py run every row; a loss without one fails there.
 
-A sample is a function (classes, rows) -> keywords, so that each can be tried at any size.
+A sample is a function (classes, shape of the rows) -> keywords, so that each can be tried at any size. The keyword
+"soft" is not the loss's: with it the targets are probabilities.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,12 +14,17 @@ import imbloss
 from imbloss import reference
 
 Keywords = dict[str, object]
-Sample = Callable[[int, int], Keywords]
+Shape = tuple[int, ...]
+Sample = Callable[[int, Shape], Keywords]
 
 
 def uneven(n: int, low: float = 0.1, high: float = 3.0) -> torch.Tensor:
     """n different positive numbers in no order."""
     return torch.linspace(low, high, n)[torch.randperm(n, generator=torch.Generator().manual_seed(n))]
+
+
+def row_weights(shape: "Shape") -> torch.Tensor:
+    return uneven(math.prod(shape)).view(shape)
 
 
 def long_tailed_counts(classes: int) -> torch.Tensor:
@@ -27,6 +34,9 @@ def long_tailed_counts(classes: int) -> torch.Tensor:
 def prior_of(classes: int) -> torch.Tensor:
     counts = long_tailed_counts(classes).double()
     return (counts / counts.sum()).float()
+
+
+ACRONYMS = {"ldam": "LDAM", "vs": "VS"}
 
 
 @dataclass(frozen=True)
@@ -48,18 +58,30 @@ class Loss:
 
     @property
     def module(self) -> type[torch.nn.Module]:
-        return getattr(imbloss, "".join(part.capitalize() for part in self.name.split("_")))
+        return getattr(imbloss, "".join(ACRONYMS.get(part, part.capitalize()) for part in self.name.split("_")))
 
 
 # What every softmax loss takes.
 SHARED: dict[str, Sample] = {
     "none": lambda c, n: {"reduction": "none"},
     "sum": lambda c, n: {"reduction": "sum"},
-    "sample weight": lambda c, n: {"sample_weight": uneven(n)},
-    "sample weight, none": lambda c, n: {"sample_weight": uneven(n), "reduction": "none"},
+    "sample weight": lambda c, n: {"sample_weight": row_weights(n)},
+    "sample weight, none": lambda c, n: {"sample_weight": row_weights(n), "reduction": "none"},
     "normalizer": lambda c, n: {"normalizer": 7.5},
     "normalizer tensor": lambda c, n: {"normalizer": torch.tensor(3)},
     "ignore index": lambda c, n: {"ignore_index": 0},
+}
+# What those take whose targets may be probabilities.
+SOFT: dict[str, Sample] = {
+    "smoothing": lambda c, n: {"label_smoothing": 0.1},
+    "smoothing, weight, none": lambda c, n: {"label_smoothing": 0.3, "weight": uneven(c), "reduction": "none"},
+    "smoothing, ignore index": lambda c, n: {"label_smoothing": 0.1, "ignore_index": 0},
+    "soft": lambda c, n: {"soft": True},
+    "soft, none": lambda c, n: {"soft": True, "reduction": "none"},
+    "soft, smoothing": lambda c, n: {"soft": True, "label_smoothing": 0.2},
+    "soft, weight, sample weight": lambda c, n: {"soft": True, "weight": uneven(c), "sample_weight": row_weights(n)},
+    "soft, prior, sum": lambda c, n: {"soft": True, "prior": prior_of(c), "reduction": "sum"},
+    "soft, normalizer": lambda c, n: {"soft": True, "normalizer": 3.5},
 }
 SHARED_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
     "reduction": ({"reduction": "avg"}, ValueError, r"expected reduction to be .*, but got 'avg'"),
@@ -71,6 +93,9 @@ SHARED_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
     ),
     "normalizer tensor": ({"normalizer": torch.ones(2)}, ValueError, "expected normalizer to be a number"),
 }  # fmt: skip
+SOFT_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
+    "label smoothing": ({"label_smoothing": 1.5}, ValueError, r"expected label_smoothing in \[0, 1\], but got 1.5"),
+}
 PRIOR_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
     "prior length": ({"prior": torch.full((3,), 1 / 3)}, ValueError, r"expected prior of shape \(4,\), but got \(3,\)"),
     "prior sum": ({"prior": torch.ones(4)}, ValueError, "expected prior to sum to 1 within 1e-4, but got a sum of 4"),
@@ -96,6 +121,14 @@ WEIGHT_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
     "weight list": ({"weight": [1.0] * 4}, TypeError, "expected weight to be a tensor .* but got list"),
 }
 
+COUNTS_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
+    "counts zero": (
+        {"counts": torch.tensor([3, 0, 1, 1])}, ValueError, "expected counts > 0 .* but got 0 at index 1",
+    ),
+    "counts length": ({"counts": torch.ones(3)}, ValueError, r"expected counts of shape \(4,\), but got \(3,\)"),
+    "counts list": ({"counts": [1, 2, 3, 4]}, TypeError, "expected counts to be a tensor of an integer"),
+}  # fmt: skip
+
 LOSSES = [
     Loss(
         "cross_entropy",
@@ -104,13 +137,16 @@ LOSSES = [
             "weight": lambda c, n: {"weight": uneven(c)},
             "prior": lambda c, n: {"prior": prior_of(c), "tau": 0.7},
             **SHARED,
+            **SOFT,
         },
-        errors=SHARED_ERRORS | PRIOR_ERRORS | WEIGHT_ERRORS,
+        errors=SHARED_ERRORS | PRIOR_ERRORS | WEIGHT_ERRORS | SOFT_ERRORS,
         identities={
             "torch's": (lambda c, n: {"weight": uneven(c)}, torch.nn.functional.cross_entropy),
             "prior is added to the logits": (
                 lambda c, n: {"prior": prior_of(c), "tau": 2.0},
-                lambda x, y, prior, tau: torch.nn.functional.cross_entropy(x + tau * prior.to(x).log(), y),
+                lambda x, y, prior, tau: torch.nn.functional.cross_entropy(
+                    x + tau * prior.to(x).log().view(-1, *[1] * (x.dim() - 2)), y
+                ),
             ),
         },
     ),
@@ -126,12 +162,18 @@ LOSSES = [
             "gamma 5": lambda c, n: {"gamma": 5.0, "reduction": "sum"},
             "gamma per class": lambda c, n: {"gamma": uneven(c, 0.0, 3.0)},
             "weight": lambda c, n: {"weight": uneven(c)},
-            "weight and sample weight": lambda c, n: {"weight": uneven(c), "sample_weight": uneven(n)},
+            "weight and sample weight": lambda c, n: {"weight": uneven(c), "sample_weight": row_weights(n)},
             "prior": lambda c, n: {"prior": prior_of(c), "tau": 0.7},
             "detached factor": lambda c, n: {"detach_factor": True, "gamma": 0.7},
             **SHARED,
+            **SOFT,
+            "soft, gamma 0.5": lambda c, n: {"soft": True, "gamma": 0.5},
+            "soft, gamma 3.3": lambda c, n: {"soft": True, "gamma": 3.3, "label_smoothing": 0.1},
+            "soft, gamma per class": lambda c, n: {"soft": True, "gamma": uneven(c, 0.0, 3.0)},
+            "soft, detached factor": lambda c, n: {"soft": True, "detach_factor": True, "gamma": 2.0},
         },
         errors={
+            **SOFT_ERRORS,
             **SHARED_ERRORS,
             **PRIOR_ERRORS,
             **WEIGHT_ERRORS,
@@ -157,17 +199,11 @@ LOSSES = [
         "balanced_softmax_loss",
         samples={
             name: (lambda c, n, shared=shared: {"counts": long_tailed_counts(c), **shared(c, n)})
-            for name, shared in {"counts": lambda c, n: {}, **SHARED}.items()
+            for name, shared in {"counts": lambda c, n: {}, "soft": lambda c, n: {"soft": True}, **SHARED}.items()
         },
         errors={
             **{name: ({"counts": torch.arange(1, 5), **bad}, *rest) for name, (bad, *rest) in SHARED_ERRORS.items()},
-            "counts zero": (
-                {"counts": torch.tensor([3, 0, 1, 1])}, ValueError, "expected counts > 0 .* but got 0 at index 1",
-            ),
-            "counts length": (
-                {"counts": torch.ones(3)}, ValueError, r"expected counts of shape \(4,\), but got \(3,\)",
-            ),
-            "counts list": ({"counts": [1, 2, 3, 4]}, TypeError, "expected counts to be a tensor of an integer"),
+            **COUNTS_ERRORS,
         },
         identities={
             "equal counts are cross entropy": (
@@ -180,7 +216,7 @@ LOSSES = [
         "logit_adjusted_loss",
         samples={
             name: (lambda c, n, shared=shared: {"prior": prior_of(c), "tau": 1.3, **shared(c, n)})
-            for name, shared in {"prior": lambda c, n: {}, **SHARED}.items()
+            for name, shared in {"prior": lambda c, n: {}, "soft": lambda c, n: {"soft": True}, **SHARED}.items()
         },
         errors={
             **{name: ({"prior": torch.full((4,), 0.25), **bad}, *rest) for name, (bad, *rest) in SHARED_ERRORS.items()},
@@ -191,6 +227,59 @@ LOSSES = [
             "tau 1 is balanced softmax": (
                 lambda c, n: {"prior": long_tailed_counts(c).double() / long_tailed_counts(c).sum()},
                 lambda x, y, prior: imbloss.balanced_softmax_loss(x, y, counts=prior * 1000),
+            )
+        },
+    ),
+    Loss(
+        "ldam_loss",
+        samples={
+            name: (lambda c, n, shared=shared: {"counts": long_tailed_counts(c), **shared(c, n)})
+            for name, shared in {
+                "counts": lambda c, n: {},
+                "weight": lambda c, n: {"weight": uneven(c), "scale": 5.0, "max_margin": 1.5},
+                **SHARED,
+            }.items()
+        },
+        errors={
+            **{name: ({"counts": torch.arange(1, 5), **bad}, *rest) for name, (bad, *rest) in SHARED_ERRORS.items()},
+            **COUNTS_ERRORS,
+            "margin": (
+                {"counts": torch.ones(4), "max_margin": -1.0}, ValueError, "expected max_margin >= 0 .* but got -1.0",
+            ),
+            "scale": ({"counts": torch.ones(4), "scale": 0}, ValueError, "expected scale > 0 and finite, but got 0"),
+        },
+        identities={
+            "no margin is scaled cross entropy": (
+                lambda c, n: {"counts": long_tailed_counts(c), "max_margin": 0.0, "scale": 3.0},
+                lambda x, y, counts, max_margin, scale: torch.nn.functional.cross_entropy(3 * x, y),
+            )
+        },
+    ),
+    Loss(
+        "vs_loss",
+        samples={
+            name: (lambda c, n, shared=shared: {"counts": long_tailed_counts(c), **shared(c, n)})
+            for name, shared in {
+                "counts": lambda c, n: {},
+                "gamma and tau": lambda c, n: {"gamma_scale": 0.4, "tau": 0.6},
+                "soft": lambda c, n: {"soft": True},
+                **SHARED,
+            }.items()
+        },
+        errors={
+            **{name: ({"counts": torch.arange(1, 5), **bad}, *rest) for name, (bad, *rest) in SHARED_ERRORS.items()},
+            **COUNTS_ERRORS,
+            "gamma": (
+                {"counts": torch.ones(4), "gamma_scale": -1}, ValueError, "expected gamma_scale >= 0 .* but got -1",
+            ),
+            "tau": (
+                {"counts": torch.ones(4), "tau": math.inf}, ValueError, "expected tau to be finite, but got inf",
+            ),
+        },
+        identities={
+            "gamma 0 is balanced softmax": (
+                lambda c, n: {"counts": long_tailed_counts(c), "gamma_scale": 0.0},
+                lambda x, y, counts, gamma_scale: imbloss.balanced_softmax_loss(x, y, counts=counts),
             )
         },
     ),

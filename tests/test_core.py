@@ -186,6 +186,6 @@ def test_the_gradient_is_not_copied():
     """autograd takes over the memory that the forward wrote, so that a step needs one gradient and no more."""
     x = torch.randn(64, 1000, requires_grad=True)
     loss = imbloss.focal_loss(x, torch.randint(0, 1000, (64,)))
-    pointer = loss.grad_fn.gradient.data_ptr()
+    pointer = loss.grad_fn.grad.data_ptr()
     loss.backward()
     assert x.grad.data_ptr() == pointer

@@ -46,7 +46,7 @@ template <class T>
 void report(const char* type, long count) {
   using V = Vec<T>;
   T tiny = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022), low = sizeof(T) == 4 ? T(-103) : T(-745);
-  T high = sizeof(T) == 4 ? 88 : 709;
+  T high = sizeof(T) == 4 ? 69 : 620;
   auto e = [](V x) { return exp(x); };
   auto el = [](long double x) { return std::exp(x); };
   std::printf("exp %s %.3Lf\n", type, std::fmax(worst<T>(T(-1e-9), low, count, e, el), worst<T>(T(1e-9), high, count, e, el)));

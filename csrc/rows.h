@@ -1,0 +1,244 @@
+// What the softmax traversals share: rows of logits in memory, their targets, and lanes read from and written to them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "policies.h"
+
+namespace imbloss {
+
+// Row i of a tensor is (i / inner, i % inner); its classes are `cls` elements apart.
+struct Strides {
+  int64_t outer, cls, inner;
+};
+
+template <class A>
+inline constexpr A kInfinity = std::numeric_limits<A>::infinity();
+
+// One call: its operands, and the outputs that are wanted (the others are null).
+template <class S>
+struct SoftmaxRows {
+  using A = Accumulate<S>;
+  int64_t inner, classes, ignore_index;
+  const S* logits;
+  Strides logits_strides;
+  const int64_t* target;  // class indices, or null where targets are probabilities
+  // per class, or null
+  const A* scale;
+  const A* bias;
+  const A* margin;
+  const A* weight;
+  const A* gamma_high;
+  const A* gamma_low;
+  double gamma;            // where there is none per class
+  const A* sample_weight;  // per row, or null
+  A inverse_divisor;       // of "mean"; 1 for the other reductions
+  const A* upstream;       // of the loss: one number, or one a row; null is 1
+  bool upstream_per_row;
+
+  A* loss;   // per row
+  A* stats;  // 3 numbers a row, see RowStats; stats_stride apart
+  int64_t stats_stride;
+  S* grad;
+  Strides grad_strides;
+};
+
+// What the gradient needs of a row with one target class, besides its logits:
+//   d loss / d x_j = scale_j * other * exp(z_j - top)  (j != y),   d loss / d x_y = scale_y * target
+enum RowStats { kTop, kOther, kTarget, kNumRowStats };
+
+// Sums over a block of rows, in index order.
+struct BlockSums {
+  double loss = 0;
+  int64_t bad_row = -1;  // the first row with a target out of range
+};
+
+template <class S>
+IMBLOSS_INLINE S* row_of(S* base, const Strides& strides, int64_t inner, int64_t row) {
+  if (inner == 1) return base + row * strides.outer;  // a division costs more than a small row
+  return base + row / inner * strides.outer + row % inner * strides.inner;
+}
+
+// A target that takes part; -1 for one that is ignored or out of range, of which the first is noted.
+template <class S>
+IMBLOSS_INLINE int64_t target_of(const SoftmaxRows<S>& job, int64_t row, BlockSums& sums) {
+  int64_t y = job.target[row];
+  if (y == job.ignore_index) return -1;
+  if (y >= 0 && y < job.classes) return y;
+  if (sums.bad_row < 0) sums.bad_row = row;
+  return -1;
+}
+
+template <class S>
+IMBLOSS_INLINE Accumulate<S> sample_weight_of(const SoftmaxRows<S>& job, int64_t row) {
+  return job.sample_weight ? job.sample_weight[row] : Accumulate<S>(1);
+}
+template <class S>
+IMBLOSS_INLINE Accumulate<S> upstream_of(const SoftmaxRows<S>& job, int64_t row) {
+  return job.upstream ? job.upstream[job.upstream_per_row ? row : 0] : Accumulate<S>(1);
+}
+
+// The divisor of "mean": the weights of the rows that count.
+template <class S>
+double total_weight(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
+  double total = 0;
+  for (int64_t row = begin; row < end; row++) {
+    double weight = sample_weight_of(job, row);
+    if (job.target) {
+      const int64_t y = target_of(job, row, sums);
+      if (y < 0) continue;
+      if (job.weight) weight *= job.weight[y];
+    }
+    total += weight;
+  }
+  return total;
+}
+
+// The exponent that all rows share; where there is one per class, to be filled in lane by lane.
+template <class V, class S>
+Exponent<V> shared_gamma(const SoftmaxRows<S>& job) {
+  Exponent<V> gamma = exponent_of<V>(job.gamma);
+  if (job.gamma_high) gamma.whole = -1;
+  return gamma;
+}
+
+// A long sum with little rounding: every 32 terms are added up by themselves.
+template <class V>
+class LongSum {
+ public:
+  IMBLOSS_INLINE void add(V x) {
+    part_ = part_ + x;
+    if (++count_ % 32 == 0) flush();
+  }
+  IMBLOSS_INLINE V value() const { return total_ + part_; }
+
+ private:
+  IMBLOSS_INLINE void flush() {
+    total_ = total_ + part_;
+    part_ = V(0);
+  }
+  V total_ = V(0), part_ = V(0);
+  unsigned count_ = 0;
+};
+
+// ---- lanes along the classes of one row --------------------------------------------------------------------------
+// Calls f(c, n) for vectors of n lanes from class c on.
+template <class A, class F>
+IMBLOSS_INLINE void for_lanes(int64_t classes, F f) {
+  constexpr int lanes = kLanes<A>;
+  int64_t c = 0;
+  for (; c + lanes <= classes; c += lanes) f(c, lanes);
+  if (c < classes) f(c, static_cast<int>(classes - c));
+}
+
+// n lanes at p, `step` apart; the others hold `fill`.
+template <class S>
+IMBLOSS_INLINE Vec<Accumulate<S>> load_lanes(const S* p, int64_t step, int n, Accumulate<S> fill) {
+  using A = Accumulate<S>;
+  if (step == 1) return n == kLanes<A> ? load(p) : load(p, first_lanes<A>(n), fill);
+  A gathered[kLanes<A>];
+  for (int i = 0; i < kLanes<A>; i++) gathered[i] = i < n ? load_one(p + i * step) : fill;
+  return load(gathered);
+}
+template <class S>
+IMBLOSS_INLINE void store_lanes(S* p, int64_t step, int n, Vec<Accumulate<S>> v) {
+  using A = Accumulate<S>;
+  if (step == 1) {
+    if (n == kLanes<A>) store(p, v);
+    else store(p, first_lanes<A>(n), v);
+    return;
+  }
+  A scattered[kLanes<A>];
+  store(scattered, v);
+  for (int i = 0; i < n; i++) store_one(p + i * step, scattered[i]);
+}
+
+// z = scale x + bias of n classes from c on; -inf in lanes past the last class.
+template <bool Affine, class S>
+IMBLOSS_INLINE Vec<Accumulate<S>> load_logits(const SoftmaxRows<S>& job, const S* row, int64_t c, int n) {
+  using A = Accumulate<S>;
+  const int64_t step = job.logits_strides.cls;
+  Vec<A> z = load_lanes(row + c * step, step, n, -kInfinity<A>);
+  if constexpr (Affine) {
+    if (job.scale) z = z * load_lanes(job.scale + c, 1, n, A(1));
+    if (job.bias) z = z + load_lanes(job.bias + c, 1, n, A(0));
+  }
+  return z;
+}
+
+// d loss / d z as d loss / d x.
+template <bool Affine, class S>
+IMBLOSS_INLINE void store_grad(const SoftmaxRows<S>& job, S* row, int64_t c, int n, Vec<Accumulate<S>> g) {
+  if (Affine && job.scale) g = g * load_lanes(job.scale + c, 1, n, Accumulate<S>(0));
+  const int64_t step = job.grad_strides.cls;
+  store_lanes(row + c * step, step, n, g);
+}
+
+template <class S>
+void clear_row(const SoftmaxRows<S>& job, int64_t row) {
+  S* g = row_of(job.grad, job.grad_strides, job.inner, row);
+  for (int64_t c = 0; c < job.classes; c++) g[c * job.grad_strides.cls] = S{};
+}
+
+// ---- lanes along rows: dense logits, whose inner dimensions are contiguous ----------------------------------------
+// U registers of rows, of which n count; n = all of them, or U = 1.
+template <int U, class S>
+IMBLOSS_INLINE Vec<Accumulate<S>, U> load_rows(const S* p, int n, Accumulate<S> fill = 0) {
+  using A = Accumulate<S>;
+  if constexpr (U == 1) {
+    if (n < kLanes<A>) return load(p, first_lanes<A>(n), fill);
+  }
+  return load<U>(p);
+}
+template <class S, int U>
+IMBLOSS_INLINE void store_rows(S* p, int n, Vec<Accumulate<S>, U> v) {
+  using A = Accumulate<S>;
+  if constexpr (U == 1) {
+    if (n < kLanes<A>) return store(p, first_lanes<A>(n), v);
+  }
+  store(p, v);
+}
+
+// Whether rows, rather than classes, lie side by side in memory.
+template <class S>
+bool rows_are_adjacent(const SoftmaxRows<S>& job) {
+  const bool logits = job.inner > 1 && job.logits_strides.inner == 1 && job.logits_strides.cls != 1;
+  return logits && (!job.grad || job.grad_strides.inner == 1);
+}
+
+// Calls f(integral_constant<int, U>, row, n): `n` rows from `row` on that share their outer index, in U registers.
+template <class A, class F>
+void for_row_vectors(int64_t inner, int64_t begin, int64_t end, F f) {
+  constexpr int abreast = 4, lanes = kLanes<A>;
+  for (int64_t row = begin; row < end;) {
+    const int64_t left = std::min(end, (row / inner + 1) * inner) - row;
+    if (left >= abreast * lanes) {
+      f(std::integral_constant<int, abreast>{}, row, abreast * lanes);
+      row += abreast * lanes;
+    } else {
+      const int n = static_cast<int>(std::min<int64_t>(left, lanes));
+      f(std::integral_constant<int, 1>{}, row, n);
+      row += n;
+    }
+  }
+}
+
+// Room for n numbers: on the stack where it fits, as it does unless there are many thousand classes.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n) : heap_(n > kOnStack ? new A[n] : nullptr), data_(heap_ ? heap_.get() : stack_) {}
+  Scratch(const Scratch&) = delete;
+  A* data() { return data_; }
+  static constexpr int64_t kOnStack = 32 * 1024 / sizeof(A);  // which stays in the first-level cache
+
+ private:
+  alignas(kVectorBytes) A stack_[kOnStack];
+  std::unique_ptr<A[]> heap_;
+  A* data_;
+};
+
+}  // namespace imbloss
