@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CORE := setup.py $(wildcard csrc/*)
 
+export IMBLOSS_REQUIRE_CORE := 1
+
 .PHONY: demo test lint bench core clean
 
 demo: $(VENV)/.lab

@@ -38,7 +38,8 @@ def extension(isa, flags):
         extra_compile_args=[*FLAGS, *flags, *WARNINGS],
         libraries=["torch_cpu", "c10"],
         library_dirs=[os.path.join(os.path.dirname(torch.__file__), "lib")],
-        optional=True,  # without a compiler the package installs, warns when imported and computes in plain PyTorch
+        # Without a compiler the package installs, warns when imported and computes in plain PyTorch. Not here, please:
+        optional=not os.environ.get("IMBLOSS_REQUIRE_CORE"),
     )
 
 
@@ -55,6 +56,8 @@ class BuildExt(build_ext):
         if os.path.exists(path) and os.path.getmtime(path) > newest and not self.force:
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.exists(path):
+            os.remove(path)  # a failed build must not leave the last one in its place
         objects = self.compiler.compile(
             ext.sources,
             output_dir=os.path.join(self.build_temp, ext.name),

@@ -22,6 +22,10 @@ using torch::stable::Tensor;
 
 enum Reduction : int64_t { kNone, kMean, kSum };  // as in imbloss/_ops.py
 
+void check_reduction(int64_t reduction) {
+  STD_TORCH_CHECK(reduction >= kNone && reduction <= kSum, "expected reduction 0, 1 or 2, but got ", reduction);
+}
+
 template <class S>
 constexpr ScalarType kScalarType = std::is_same_v<S, double>     ? ScalarType::Double
                                    : std::is_same_v<S, float>    ? ScalarType::Float
@@ -116,25 +120,9 @@ Tensor new_tensor(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   return new_tensor(sizes, strides, dtype);
 }
 
-// Whether the elements fill one block of memory in some order of dimensions.
-bool is_dense(const Tensor& x) {
-  const auto sizes = x.sizes(), strides = x.strides();
-  std::vector<size_t> by_stride;
-  for (size_t d = 0; d < sizes.size(); d++)
-    if (sizes[d] != 1) by_stride.push_back(d);
-  std::sort(by_stride.begin(), by_stride.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
-  int64_t step = 1;
-  for (size_t d : by_stride) {
-    if (strides[d] != step) return false;
-    step *= sizes[d];
-  }
-  return true;
-}
-
-// With the strides of x where it is dense, else contiguous.
+// As torch.empty_like: it keeps the strides of dense tensors, and the order of dimensions of others.
 Tensor new_tensor_like(const Tensor& x) {
-  if (!x.is_contiguous() && is_dense(x)) return new_tensor(x.sizes(), x.strides().data(), x.scalar_type());
-  return new_tensor(x.sizes(), x.scalar_type());
+  return x.is_contiguous() ? new_tensor(x.sizes(), x.scalar_type()) : torch::stable::empty_like(x);
 }
 
 // (N, C, d1, ...) as (outer, classes, inner); false where the dimensions after C do not step evenly.
@@ -181,7 +169,7 @@ BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
 
 // Logits and targets as rows, checked. Targets are class indices, or probabilities of the logits' shape.
 struct Rows {
-  Tensor logits, target;
+  Tensor logits, target, given;   // given: the logits as the caller has them
   int64_t count, classes, inner;  // count: of rows
   Strides strides, target_strides{};
   bool probabilities;
@@ -190,7 +178,9 @@ struct Rows {
     const int64_t dim = logits.dim();
     probabilities = target.scalar_type() != ScalarType::Long;
     STD_TORCH_CHECK(logits.is_cpu() && target.is_cpu(), "expected logits and target on the CPU");
-    STD_TORCH_CHECK(dim >= 1, "expected logits of at least one dimension");
+    STD_TORCH_CHECK(dim >= 1 && dim <= kMaxDim, "expected logits of 1 to ", kMaxDim, " dimensions, but got ", dim);
+    STD_TORCH_CHECK(logits.numel() == 0 || logits.const_data_ptr(), "expected logits with memory behind them");
+    given = logits;
     classes = logits.size(dim == 1 ? 0 : 1);
     STD_TORCH_CHECK(classes > 0, "expected logits of at least one class");
     count = logits.numel() / classes;
@@ -221,14 +211,24 @@ struct Rows {
     return shape;
   }
 
-  // A gradient with the logits' shape and, where they are dense, their strides.
+  // Memory for a gradient: what torch.empty_like makes of the logits where rows step evenly in that.
   template <class S>
   Tensor new_grad(SoftmaxRows<S>& job) const {
-    Tensor grad = new_tensor_like(logits);
+    Tensor grad = new_tensor_like(given);
     int64_t same;
-    STD_TORCH_CHECK(row_strides(grad, job.grad_strides, same), "a gradient whose dimensions do not step evenly");
+    if (!row_strides(grad, job.grad_strides, same)) {
+      grad = new_tensor(given.sizes(), given.scalar_type());
+      row_strides(grad, job.grad_strides, same);
+    }
     job.grad = static_cast<S*>(grad.mutable_data_ptr());
     return grad;
+  }
+  // That gradient with the strides of torch.empty_like(logits) in any case, which is what torch.compile counts on.
+  Tensor as_given(const Tensor& grad) const {
+    if (given.is_contiguous()) return grad;
+    Tensor like = torch::stable::empty_like(given);
+    if (std::equal(like.strides().begin(), like.strides().end(), grad.strides().begin())) return grad;
+    return torch::stable::copy_(like, grad);
   }
 
   void check_target(const BlockSums& sums, int64_t ignore_index) const {
@@ -323,6 +323,7 @@ std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, Operand
                                            std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
                                            std::string policy, bool keep_grad) {
   Rows rows(std::move(logits), std::move(target));
+  check_reduction(reduction);
   STD_TORCH_CHECK(!rows.probabilities, "expected target of dtype int64");
   STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
   STD_TORCH_CHECK(!keep_grad || reduction != kNone, "expected a reduction where keep_grad is set");
@@ -337,11 +338,11 @@ std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, Operand
       call.job.stats = static_cast<A*>(kept.mutable_data_ptr());
       call.job.stats_stride = rows.count;
     }
-    return with_policy(policy, numbers, [&](auto f) -> std::tuple<Tensor, Tensor> {
-      return {call.loss(reduction, [&](int64_t begin, int64_t end,
-                                       BlockSums& sums) { softmax_rows(call.job, f, begin, end, sums); }),
-              kept};
+    Tensor loss = with_policy(policy, numbers, [&](auto f) {
+      return call.loss(
+          reduction, [&](int64_t begin, int64_t end, BlockSums& sums) { softmax_rows(call.job, f, begin, end, sums); });
     });
+    return {loss, keep_grad ? rows.as_given(kept) : kept};
   });
 }
 
@@ -361,7 +362,7 @@ Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, T
       softmax_rows_backward(call.job, begin, end, block);
     });
     rows.check_target(sums, ignore_index);
-    return grad;
+    return rows.as_given(grad);
   });
 }
 
@@ -372,6 +373,7 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
                                      double label_smoothing, int64_t ignore_index, int64_t reduction,
                                      const std::string& policy, bool keep_grad) {
   Rows rows(std::move(logits), std::move(target));
+  check_reduction(reduction);
   STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
   STD_TORCH_CHECK(!get(operands, kMargin), "expected no margin beside soft targets");
   const int64_t none[] = {0};
@@ -394,9 +396,10 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
       });
     };
     const ScalarType dtype = rows.target.scalar_type();
-    if (dtype == kScalarType<S> || !rows.probabilities) return {run(S{}), grad};
-    STD_TORCH_CHECK(dtype == kScalarType<A>, "expected target probabilities of the logits' dtype or float32");
-    return {run(A{}), grad};
+    STD_TORCH_CHECK(!rows.probabilities || dtype == kScalarType<S> || dtype == kScalarType<A>,
+                    "expected target probabilities of the logits' dtype or float32");
+    Tensor loss = dtype == kScalarType<S> || !rows.probabilities ? run(S{}) : run(A{});
+    return {loss, keep_grad ? rows.as_given(grad) : grad};
   });
 }
 

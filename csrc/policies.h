@@ -1,6 +1,5 @@
 // The mathematics of the losses on CPU (docs/math.md): a policy turns (log p, p, q) of the target's class into a value
 // and its slope d value / d log p. Rows, classes, threads and memory are the traversals' business.
-// imbloss/kernels/policies.py holds the same equations for Triton.
 #pragma once
 
 #include <stdexcept>

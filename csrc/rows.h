@@ -105,23 +105,25 @@ Exponent<V> shared_gamma(const SoftmaxRows<S>& job) {
   return gamma;
 }
 
-// A long sum with little rounding: every 32 terms are added up by themselves.
+// A sum of many terms with little rounding. The caller adds up runs of `kRun` terms in a register of its own; here
+// their totals are summed by 32, by 1024 and beyond.
+inline constexpr int64_t kRun = 32;
 template <class V>
 class LongSum {
  public:
-  IMBLOSS_INLINE void add(V x) {
-    part_ = part_ + x;
-    if (++count_ % 32 == 0) flush();
+  void add(V run) {
+    level_[0] = level_[0] + run;
+    for (int i = 1; i < 3 && ++count_[i] == 32; i++) {
+      level_[i] = level_[i] + level_[i - 1];
+      level_[i - 1] = V(0);
+      count_[i] = 0;
+    }
   }
-  IMBLOSS_INLINE V value() const { return total_ + part_; }
+  V value() const { return level_[0] + level_[1] + level_[2]; }
 
  private:
-  IMBLOSS_INLINE void flush() {
-    total_ = total_ + part_;
-    part_ = V(0);
-  }
-  V total_ = V(0), part_ = V(0);
-  unsigned count_ = 0;
+  V level_[3] = {V(0), V(0), V(0)};
+  int count_[3] = {};
 };
 
 // ---- lanes along the classes of one row --------------------------------------------------------------------------

@@ -68,13 +68,17 @@ struct RowLanes {
 // Replaces e[0..n), n whole vectors, by exp(e - top), and returns its sum.
 template <class A>
 A exp_and_sum(A* e, int64_t n, A top) {
-  constexpr int abreast = 4, lanes = kLanes<A>;
+  constexpr int abreast = 4, lanes = kLanes<A>, step = abreast * lanes;
   LongSum<Vec<A, abreast>> sums;
   int64_t c = 0;
-  for (; c + abreast * lanes <= n; c += abreast * lanes) {
-    Vec<A, abreast> exponentials = exp(load<abreast>(e + c) - top);
-    store(e + c, exponentials);
-    sums.add(exponentials);
+  while (c + step <= n) {
+    Vec<A, abreast> run(0);
+    for (const int64_t end = std::min(n - step, c + (kRun - 1) * step); c <= end; c += step) {
+      Vec<A, abreast> exponentials = exp(load<abreast>(e + c) - top);
+      store(e + c, exponentials);
+      run = run + exponentials;
+    }
+    sums.add(run);
   }
   Vec<A> rest(0);
   for (; c < n; c += lanes) {
@@ -182,13 +186,17 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
       for (int64_t c = 0; c < job.classes; c++) top = max(top, load<U>(e + c * width));
     }
     store(rows.top, top);
-    LongSum<V> sum_others;
-    for (int64_t c = 0; c < job.classes; c++) {
-      V exponential = exp(load<U>(e + c * width) - top);
-      store(e + c * width, exponential);
-      sum_others.add(exponential);
+    LongSum<V> total;
+    for (int64_t c = 0; c < job.classes;) {
+      V run(0);
+      for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
+        V exponential = exp(load<U>(e + c * width) - top);
+        store(e + c * width, exponential);
+        run = run + exponential;
+      }
+      total.add(run);
     }
-    const V e_others = sum_others.value();
+    const V e_others = total.value();
     store(rows.others, e_others);
 
     Exponent<V> gamma = shared_gamma<V>(job);

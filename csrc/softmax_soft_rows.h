@@ -63,6 +63,30 @@ IMBLOSS_INLINE V class_grad(V slope, V e, V e_others, V inverse_total, V slopes_
   return select(single_top, alone, slope - p * (slopes_top + slopes_others));
 }
 
+// What a row sums over its classes: its loss, and the weighted slopes of the class at the top and of the others.
+template <class V>
+struct SlopeSums {
+  LongSum<V> loss, top, others;
+
+  struct Run {
+    V loss = V(0), top = V(0), others = V(0);
+    // Takes in a class with its share of the target, and returns its weighted slope.
+    IMBLOSS_INLINE V add(V share, Point<V> point, V e) {
+      auto absent = share == V(0), is_top = e == V(1);
+      V slope = select(absent, V(0), share * point.slope);
+      loss = loss + select(absent, V(0), share * point.value);  // nothing, even at log p = -inf
+      top = top + select(is_top, slope, V(0));
+      others = others + select(is_top, V(0), slope);
+      return slope;
+    }
+  };
+  void add(const Run& run) {
+    loss.add(run.loss);
+    top.add(run.top);
+    others.add(run.others);
+  }
+};
+
 // One row at a time, lanes along its classes; for any strides.
 template <bool Affine, class S, class T, class Policy>
 void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy,
@@ -94,40 +118,43 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
     const A top = max_lane(largest);
     LongSum<V> below;
     V at_top(0);
-    for (int64_t c = 0; c < padded; c += lanes) {
-      V z = load(slopes + c) - top, exponential = exp(z);
-      auto is_top = exponential == V(1);
-      store(slopes + c, z);
-      store(e + c, exponential);
-      below.add(select(is_top, V(0), exponential));
-      at_top = at_top + select(is_top, V(1), V(0));
+    for (int64_t c = 0; c < padded;) {
+      V run(0);
+      for (const int64_t end = std::min(padded, c + kRun * lanes); c < end; c += lanes) {
+        V z = load(slopes + c) - top, exponential = exp(z);
+        auto is_top = exponential == V(1);
+        store(slopes + c, z);
+        store(e + c, exponential);
+        run = run + select(is_top, V(0), exponential);
+        at_top = at_top + select(is_top, V(1), V(0));
+      }
+      below.add(run);
     }
     const V e_others(sum(below.value()) + (sum(at_top) - 1));
     const V total = e_others + 1, inverse_total = 1 / total, log_total = log1p(e_others);
 
-    LongSum<V> loss, slopes_top, slopes_others;
-    for_lanes<A>(job.classes, [&](int64_t c, int n) {
-      if (job.gamma_high)
-        gamma = {load_lanes(job.gamma_high + c, 1, n, A(0)), load_lanes(job.gamma_low + c, 1, n, A(0))};
-      V exponential = load(e + c);
-      Point<V> point = class_point(policy, gamma, load(slopes + c), exponential, e_others, inverse_total, log_total);
-      V share = targets.classes(job, t, label, c, n);
-      if (job.weight) share = share * load_lanes(job.weight + c, 1, n, A(0));
-      auto absent = share == V(0);  // counts nothing, even at log p = -inf
-      loss.add(select(absent, V(0), share * point.value));
-      V slope = select(absent, V(0), share * point.slope);
-      store(slopes + c, slope);
-      auto is_top = exponential == V(1);
-      slopes_top.add(select(is_top, slope, V(0)));
-      slopes_others.add(select(is_top, V(0), slope));
-    });
-    const A weight = sample_weight_of(job, row), value = weight * sum(loss.value());
+    SlopeSums<V> sums_of_slopes;
+    for (int64_t from = 0; from < job.classes; from += kRun * lanes) {
+      typename SlopeSums<V>::Run run;
+      for_lanes<A>(std::min(job.classes - from, kRun * lanes), [&](int64_t i, int n) {
+        const int64_t c = from + i;
+        if (job.gamma_high)
+          gamma = {load_lanes(job.gamma_high + c, 1, n, A(0)), load_lanes(job.gamma_low + c, 1, n, A(0))};
+        V exponential = load(e + c);
+        Point<V> point = class_point(policy, gamma, load(slopes + c), exponential, e_others, inverse_total, log_total);
+        V share = targets.classes(job, t, label, c, n);
+        if (job.weight) share = share * load_lanes(job.weight + c, 1, n, A(0));
+        store(slopes + c, run.add(share, point, exponential));
+      });
+      sums_of_slopes.add(run);
+    }
+    const A weight = sample_weight_of(job, row), value = weight * sum(sums_of_slopes.loss.value());
     sums.loss += value;
     if (job.loss) job.loss[row] = value;
     if (!job.grad) continue;
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);
     const V factor(weight * job.inverse_divisor * upstream_of(job, row));
-    const V all_top(sum(slopes_top.value())), all_others(sum(slopes_others.value()));
+    const V all_top(sum(sums_of_slopes.top.value())), all_others(sum(sums_of_slopes.others.value()));
     for_lanes<A>(job.classes, [&](int64_t c, int n) {
       V grad = class_grad(load(slopes + c), load(e + c), e_others, inverse_total, all_top, all_others);
       store_grad<Affine>(job, g, c, n, grad * factor);
@@ -153,7 +180,7 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
     for (int r = 0; r < width; r++) {
       int64_t y = -1;
       const bool counts = r < n && targets.counts(job, row + r, y, sums);
-      label[r] = static_cast<A>(y);  // exact below 2^24 classes
+      label[r] = static_cast<A>(y);
       factor[r] = counts ? sample_weight_of(job, row + r) : A(0);
     }
     V top(-kInfinity<A>);
@@ -166,37 +193,39 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
     }
     LongSum<V> below;
     V at_top(0);
-    for (int64_t c = 0; c < job.classes; c++) {
-      V z = load<U>(slopes + c * width) - top, exponential = exp(z);
-      auto is_top = exponential == V(1);
-      store(slopes + c * width, z);
-      store(e + c * width, exponential);
-      below.add(select(is_top, V(0), exponential));
-      at_top = at_top + select(is_top, V(1), V(0));
+    for (int64_t c = 0; c < job.classes;) {
+      V run(0);
+      for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
+        V z = load<U>(slopes + c * width) - top, exponential = exp(z);
+        auto is_top = exponential == V(1);
+        store(slopes + c * width, z);
+        store(e + c * width, exponential);
+        run = run + select(is_top, V(0), exponential);
+        at_top = at_top + select(is_top, V(1), V(0));
+      }
+      below.add(run);
     }
     const V e_others = below.value() + (at_top - 1), inverse_total = 1 / (e_others + 1), log_total = log1p(e_others);
 
     Exponent<V> gamma = shared_gamma<V>(job);
-    LongSum<V> loss, slopes_top, slopes_others;
-    for (int64_t c = 0; c < job.classes; c++) {
-      if (job.gamma_high) gamma = {V(job.gamma_high[c]), V(job.gamma_low[c])};
-      V exponential = load<U>(e + c * width);
-      Point<V> point =
-          class_point(policy, gamma, load<U>(slopes + c * width), exponential, e_others, inverse_total, log_total);
-      V share =
-          t ? load_rows<U>(t + c * targets.strides.cls, n) : select(load<U>(label) == V(static_cast<A>(c)), V(1), V(0));
-      share = share * targets.kept() + targets.spread(job);
-      if (job.weight) share = share * job.weight[c];
-      auto absent = share == V(0);  // counts nothing, even at log p = -inf
-      loss.add(select(absent, V(0), share * point.value));
-      V slope = select(absent, V(0), share * point.slope);
-      store(slopes + c * width, slope);
-      auto is_top = exponential == V(1);
-      slopes_top.add(select(is_top, slope, V(0)));
-      slopes_others.add(select(is_top, V(0), slope));
+    SlopeSums<V> sums_of_slopes;
+    for (int64_t c = 0; c < job.classes;) {
+      typename SlopeSums<V>::Run run;
+      for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
+        if (job.gamma_high) gamma = {V(job.gamma_high[c]), V(job.gamma_low[c])};
+        V exponential = load<U>(e + c * width);
+        Point<V> point =
+            class_point(policy, gamma, load<U>(slopes + c * width), exponential, e_others, inverse_total, log_total);
+        V share = t ? load_rows<U>(t + c * targets.strides.cls, n)
+                    : select(load<U>(label) == V(static_cast<A>(c)), V(1), V(0));
+        share = share * targets.kept() + targets.spread(job);
+        if (job.weight) share = share * job.weight[c];
+        store(slopes + c * width, run.add(share, point, exponential));
+      }
+      sums_of_slopes.add(run);
     }
     A value[width], counts[width];
-    store(value, load<U>(factor) * loss.value());
+    store(value, load<U>(factor) * sums_of_slopes.loss.value());
     for (int r = 0; r < width; r++) {
       counts[r] = r < n && (targets.probabilities || label[r] >= 0);
       if (counts[r] == 0) value[r] = 0;
@@ -207,7 +236,7 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
     }
     if (!job.grad) return;
     const auto mask = V(0) < load<U>(counts);
-    const V all_top = slopes_top.value(), all_others = slopes_others.value();
+    const V all_top = sums_of_slopes.top.value(), all_others = sums_of_slopes.others.value();
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);
     for (int64_t c = 0; c < job.classes; c++) {
       V grad =
@@ -224,7 +253,9 @@ template <class S, class T, class Policy>
 void softmax_soft_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t begin,
                        int64_t end, BlockSums& sums) {
   const bool affine = job.scale || job.bias;
-  const bool dense = rows_are_adjacent(job) && (!targets.probabilities || targets.strides.inner == 1);
+  // labels are compared as numbers of type A, exact up to 2^24
+  const bool dense =
+      rows_are_adjacent(job) && job.classes <= (1 << 24) && (!targets.probabilities || targets.strides.inner == 1);
   if (dense && affine) soft_dense_rows<true>(job, targets, policy, begin, end, sums);
   else if (dense) soft_dense_rows<false>(job, targets, policy, begin, end, sums);
   else if (affine) soft_rows_in_scratch<true>(job, targets, policy, begin, end, sums);

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -108,6 +107,11 @@ class Traversal:
     backward: Callable[..., Tensor]  # (grad_output, kept, logits, target, operands, *options) -> gradient
     reference: Callable[..., Tensor]
     keeps: bool  # whether the backward needs what the forward kept
+    _recomputed: Callable[..., Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        function = recomputed(self.forward, self.backward, self.reference_gradient)
+        object.__setattr__(self, "_recomputed", function)
 
     def __call__(self, logits: Tensor, target: Tensor, operands: Operands, *options, reduced: bool) -> Tensor:
         if not _kernels.get(logits.device.type, False) or _wants_composition(target, operands):
@@ -117,10 +121,6 @@ class Traversal:
         if not reduced or _is_watched():
             return self._recomputed(logits, target, len(operands), *operands, *options)
         return WithGrad.apply(logits, self, target, operands, options)
-
-    @cached_property
-    def _recomputed(self) -> Callable[..., Tensor]:
-        return recomputed(self.forward, self.backward, self.reference_gradient)
 
     def gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
         """By the kernels, from nothing kept."""
@@ -145,7 +145,17 @@ def _is_watched() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def _differentiates_on(grad_output: Tensor) -> bool:
+    """Whether a backward must be a composition: to be differentiated in turn, or for a batch of upstream gradients."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or functorch.is_legacy_batchedtensor(grad_output)
     )
 
 
@@ -174,14 +184,15 @@ def _handed_over(ctx, grad: Tensor | None, grad_output: Tensor) -> Tensor:
         logits, target, *operands = ctx.saved_tensors
         return logits, target, operands, *ctx.options
 
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if _differentiates_on(grad_output):
         return ctx.traversal.reference_gradient(grad_output, *saved())
     is_one = not torch.compiler.is_compiling() and grad_output.item() == 1
     # Rounded to half precision and then scaled, a gradient would be rounded twice or underflow.
     if not is_one and (ctx.is_half or torch.compiler.is_compiling()):
         return ctx.traversal.gradient(grad_output, *saved())
     if grad is None:
-        grad = ctx.traversal.forward(*saved(), True)[1]
+        _, grad = ctx.traversal.forward(*saved(), True)
+        assert grad is not None
     return grad if is_one else grad.mul_(grad_output)
 
 
@@ -204,10 +215,9 @@ def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: 
         @staticmethod
         def backward(ctx, grad_output, _):  # pyright: ignore[reportIncompatibleMethodOverride]
             logits, target, kept, *operands = ctx.saved_tensors
-            again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
             if grad_output is None:
                 grad = None
-            elif again and not torch.compiler.is_compiling():
+            elif not torch.compiler.is_compiling() and _differentiates_on(grad_output):
                 grad = reference_gradient(grad_output, logits, target, operands, *ctx.options)
             else:
                 grad = backward_kernel(grad_output, kept, logits, target, operands, *ctx.options)

@@ -1,15 +1,15 @@
 """The losses as functions: arguments checked, scale, bias, margin, weight and gamma filled in, one traversal called."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from imbloss import _ops
-from imbloss.priors import check_positive, check_prior, check_vector, describe
+from imbloss.priors import check_counts, check_number, check_positive, check_prior, check_vector, describe, precise
 
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+MOST_GAMMA = 1e6  # far beyond use; q^gamma is 0 or 1
 _LOGITS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
 
@@ -49,7 +49,7 @@ def cross_entropy(
         normalizer: replaces the divisor of "mean", used as given: a number or a tensor of one element.
 
     Returns:
-        The loss in the logits' dtype (float32 under autocast).
+        The loss in the logits' dtype (float32 for half-precision logits under autocast).
 
     Raises:
         IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU; elsewhere its row gives NaN).
@@ -109,7 +109,7 @@ def focal_loss(
         normalizer: replaces the divisor of "mean", used as given: a number or a tensor of one element.
 
     Returns:
-        The loss in the logits' dtype (float32 under autocast).
+        The loss in the logits' dtype (float32 for half-precision logits under autocast).
 
     Raises:
         IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU; elsewhere its row gives NaN).
@@ -125,7 +125,8 @@ def focal_loss(
     tensor(1.3863)
     """
     bias = None if prior is None else _log_prior(logits, prior, tau)
-    if isinstance(gamma, Tensor) and _checks_values(gamma):
+    if isinstance(gamma, Tensor):
+        check_vector(gamma, num_classes(logits), "gamma")
         check_positive(gamma, "gamma", zero=True)
     return softmax_rows(
         logits, target, gamma=gamma, weight=weight, bias=bias, params=FOCAL_PARAMS[bool(detach_factor)],
@@ -163,7 +164,7 @@ def balanced_softmax_loss(
     >>> balanced_softmax_loss(torch.zeros(1, 2), torch.tensor([1]), counts=torch.tensor([99, 1]))
     tensor(4.6052)
     """
-    _check_counts(counts, _num_classes(logits))
+    check_counts(counts, num_classes(logits))
     return softmax_rows(
         logits, target, bias=log_shares(counts),
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
@@ -202,7 +203,7 @@ def logit_adjusted_loss(
     tensor(4.6052)
     """
     if prior is None:
-        raise TypeError("expected prior to be a tensor of shape (C,), but got None")
+        raise TypeError("expected prior to be a tensor of a floating dtype, but got None")
     return cross_entropy(
         logits, target, prior=prior, tau=tau, ignore_index=ignore_index, reduction=reduction,
         sample_weight=sample_weight, normalizer=normalizer,
@@ -247,7 +248,7 @@ def ldam_loss(
     >>> ldam_loss(torch.zeros(1, 2), torch.tensor([1]), counts=torch.tensor([16, 1]), scale=1.0)
     tensor(0.9741)
     """
-    _check_counts(counts, _num_classes(logits))
+    check_counts(counts, num_classes(logits))
     return softmax_rows(
         logits, target, weight=weight, **ldam_constants(counts, max_margin, scale),
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
@@ -289,7 +290,7 @@ def vs_loss(
     >>> vs_loss(torch.zeros(1, 2), torch.tensor([1]), counts=torch.tensor([99, 1]))
     tensor(4.6052)
     """
-    _check_counts(counts, _num_classes(logits))
+    check_counts(counts, num_classes(logits))
     return softmax_rows(
         logits, target, **vs_constants(counts, gamma_scale, tau),
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
@@ -297,51 +298,33 @@ def vs_loss(
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------------
-def _num_classes(logits: Tensor) -> int:
+def num_classes(logits: Tensor) -> int:
     if not isinstance(logits, Tensor):
         raise TypeError(f"expected logits to be a tensor, but got {describe(logits)}")
     if logits.dim() == 0:
-        raise ValueError("expected logits of shape (N, C) or (C,), but got ()")
+        raise ValueError("expected logits of shape (N, C), (N, C, d1, ...) or (C,), but got ()")
     classes = logits.shape[0 if logits.dim() == 1 else 1]
     if classes == 0:
         raise ValueError(f"expected logits of at least one class, but got shape {tuple(logits.shape)}")
     return classes
 
 
-def _checks_values(tensor: Tensor) -> bool:
-    """Whether a look at a tensor's values is free of a device's wait and of a graph break."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_counts(counts: Tensor, classes: int) -> None:
-    check_vector(counts, classes, "counts", floating=False)
-    if _checks_values(counts):
-        check_positive(counts, "counts")
-
-
 def _log_prior(logits: Tensor, prior: Tensor, tau: float) -> Tensor:
-    classes = _num_classes(logits)
-    if not _checks_values(prior):
-        check_vector(prior, classes, "prior")
-    else:
-        check_prior(prior, classes)
-    if not -math.inf < tau < math.inf:
-        raise ValueError(f"expected tau to be finite, but got {tau}")
-    return tau * prior.double().log()
+    check_prior(prior, num_classes(logits))
+    check_number(tau, "tau")
+    return tau * precise(prior).log()
 
 
 def log_shares(counts: Tensor) -> Tensor:
     """log(n_c / n)."""
-    counts = counts.double()
+    counts = precise(counts)
     return (counts / counts.sum()).log()
 
 
 def ldam_constants(counts: Tensor, max_margin: float, scale: float) -> dict[str, Any]:
-    if not 0 <= max_margin < math.inf:
-        raise ValueError(f"expected max_margin >= 0 and finite, but got {max_margin}")
-    if not 0 < scale < math.inf:
-        raise ValueError(f"expected scale > 0 and finite, but got {scale}")
-    counts = counts.double()
+    check_number(max_margin, "max_margin", least=0)
+    check_number(scale, "scale", above=0)
+    counts = precise(counts)
     return {
         "scale": torch.full_like(counts, scale),
         "margin": scale * max_margin * (counts / counts.min()) ** -0.25,
@@ -349,11 +332,10 @@ def ldam_constants(counts: Tensor, max_margin: float, scale: float) -> dict[str,
 
 
 def vs_constants(counts: Tensor, gamma_scale: float, tau: float) -> dict[str, Any]:
-    if not 0 <= gamma_scale < math.inf:
-        raise ValueError(f"expected gamma_scale >= 0 and finite, but got {gamma_scale}")
-    if not -math.inf < tau < math.inf:
-        raise ValueError(f"expected tau to be finite, but got {tau}")
-    return {"scale": (counts.double() / counts.max()) ** gamma_scale, "bias": tau * log_shares(counts)}
+    check_number(gamma_scale, "gamma_scale", least=0)
+    check_number(tau, "tau")
+    counts = precise(counts)
+    return {"scale": (counts / counts.max()) ** gamma_scale, "bias": tau * log_shares(counts)}
 
 
 # ---- the traversals ----------------------------------------------------------------------------------------------
@@ -379,7 +361,7 @@ def softmax_rows(
 ) -> Tensor:
     """Checks the arguments that all softmax losses share and calls the traversal for their target: one class a row, or
     a distribution."""
-    classes = _num_classes(logits)
+    classes = num_classes(logits)
     dtype = logits.dtype
     if dtype not in _LOGITS:
         raise TypeError(f"expected logits of dtype float32, float64, bfloat16 or float16, but got {dtype}")
@@ -402,11 +384,14 @@ def softmax_rows(
             f"expected target of shape {tuple(shape if probabilities else rows)}, as {kind} for logits of shape "
             f"{tuple(shape)}, but got {tuple(target.shape)}"
         )
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"expected label_smoothing in [0, 1], but got {label_smoothing}")
+    if label_smoothing != 0:
+        check_number(label_smoothing, "label_smoothing", least=0, most=1)
     device = logits.device
     if target.device != device:
         raise ValueError(f"expected target on {device}, where the logits are, but got {target.device}")
+    if type(ignore_index) is not int:
+        check_number(ignore_index, "ignore_index", whole=True)
+        ignore_index = int(ignore_index)
     reduced = _ops.REDUCTIONS.get(reduction)
     if reduced is None:
         raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
@@ -421,8 +406,9 @@ def softmax_rows(
     if isinstance(gamma, Tensor):
         gammas = _operand(gamma, "gamma", (classes,), device, torch.promote_types(gamma.dtype, torch.float32))
         gamma = 0.0
-    elif not 0 <= gamma < math.inf:
-        raise ValueError(f"expected gamma >= 0 and finite, but got {gamma}")
+    elif type(gamma) is not float or not 0 <= gamma < MOST_GAMMA:
+        check_number(gamma, "gamma", least=0, most=MOST_GAMMA)
+        gamma = float(gamma)
     if normalizer is not None:
         if reduction != "mean":
             raise ValueError(f'expected normalizer only with reduction="mean", but got reduction={reduction!r}')
@@ -460,15 +446,16 @@ def softmax_rows(
 
 def _normalizer(normalizer: float | Tensor, device: torch.device) -> Tensor:
     if not isinstance(normalizer, Tensor):
+        check_number(normalizer, "normalizer", finite=False)
         wide = torch.float64 if device.type == "cpu" else torch.float32
         return torch.full((), normalizer, dtype=wide, device=device)
-    if normalizer.numel() != 1 or normalizer.device != device:
+    if normalizer.numel() != 1 or normalizer.device != device or normalizer.is_complex():
         raise ValueError(
-            f"expected normalizer to be a number or a tensor of one element on {device}, "
+            f"expected normalizer to be a number or a real tensor of one element on {device}, "
             f"but got {describe(normalizer)} on {normalizer.device}"
         )
-    normalizer = normalizer.reshape(())
-    return normalizer if normalizer.dtype in (torch.float64, torch.float32, torch.int64) else normalizer.double()
+    normalizer = normalizer.reshape(()).resolve_neg()
+    return normalizer if normalizer.dtype in (torch.float64, torch.float32, torch.int64) else precise(normalizer)
 
 
 def _operand(values: Tensor, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -481,4 +468,4 @@ def _operand(values: Tensor, name: str, shape: tuple[int, ...], device: torch.de
         raise ValueError(f"expected {name} on {device}, where the logits are, but got {values.device}")
     if values.dtype != dtype:
         values = values.to(dtype)
-    return values if values.is_contiguous() else values.contiguous()
+    return values.contiguous().resolve_neg()  # the dispatcher does not resolve tensors in a list

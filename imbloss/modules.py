@@ -1,12 +1,10 @@
 """The losses as modules: arguments are checked once, tensors among them are buffers that move with the module."""
 
-import math
-
 from torch import Tensor, nn
 
 from imbloss import functional
 from imbloss._ops import REDUCTIONS
-from imbloss.priors import check_counts, check_positive, check_prior, check_vector
+from imbloss.priors import check_counts, check_number, check_positive, check_prior, check_vector, precise
 
 __all__ = ["BalancedSoftmaxLoss", "CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedLoss", "VSLoss"]
 
@@ -33,10 +31,23 @@ class _SoftmaxLoss(nn.Module):
         sample_weight: Tensor | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
+        for name, constant in self._buffers.items():
+            if constant is not None:
+                check_vector(constant, functional.num_classes(logits), name, floating=False)
         return functional.softmax_rows(
             logits, target, **self._constants(), ignore_index=self.ignore_index, reduction=self.reduction,
             sample_weight=sample_weight, normalizer=normalizer,
         )  # fmt: skip
+
+    def _apply(self, fn, recurse=True):
+        """Constants follow the module to a device, but keep their dtype: counts and priors do not fit into float16."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, constant in before.items():
+            moved = self._buffers[name]
+            if constant is not None and moved is not None and moved.dtype != constant.dtype:
+                self._buffers[name] = constant.to(moved.device)
+        return self
 
     def extra_repr(self) -> str:
         options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
@@ -54,13 +65,12 @@ class _SoftmaxLoss(nn.Module):
     def _prior_buffer(self, prior: Tensor | None, tau: float) -> None:
         if prior is not None:
             check_prior(prior, None)
-        if not -math.inf < tau < math.inf:
-            raise ValueError(f"expected tau to be finite, but got {tau}")
+        check_number(tau, "tau")
         self.register_buffer("prior", prior)
         self.tau = tau
 
     def _bias(self) -> Tensor | None:
-        return None if self.prior is None else self.tau * self.prior.double().log()
+        return None if self.prior is None else self.tau * precise(self.prior).log()
 
 
 class CrossEntropy(_SoftmaxLoss):
@@ -83,8 +93,7 @@ class CrossEntropy(_SoftmaxLoss):
         super().__init__(ignore_index=ignore_index, reduction=reduction)
         self._weight_buffer(weight)
         self._prior_buffer(prior, tau)
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"expected label_smoothing in [0, 1], but got {label_smoothing}")
+        check_number(label_smoothing, "label_smoothing", least=0, most=1)
         self.label_smoothing = label_smoothing
 
     def _constants(self) -> dict:
@@ -118,10 +127,12 @@ class FocalLoss(CrossEntropy):
         if isinstance(gamma, Tensor):
             check_vector(gamma, None, "gamma")
             check_positive(gamma, "gamma", zero=True)
-            self.register_buffer("gamma", gamma)
-        elif not 0 <= gamma < math.inf:
-            raise ValueError(f"expected gamma >= 0 and finite, but got {gamma}")
+            if isinstance(gamma, nn.Parameter):
+                self.gamma = gamma
+            else:
+                self.register_buffer("gamma", gamma)
         else:
+            check_number(gamma, "gamma", least=0, most=functional.MOST_GAMMA)
             self.gamma = gamma
         self.detach_factor = detach_factor
 
@@ -157,7 +168,8 @@ class LogitAdjustedLoss(_SoftmaxLoss):
 
     def __init__(self, *, prior: Tensor, tau: float = 1.0, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction)
-        check_prior(prior, None)
+        if prior is None:
+            raise TypeError("expected prior to be a tensor of a floating dtype, but got None")
         self._prior_buffer(prior, tau)
 
     def _constants(self) -> dict:

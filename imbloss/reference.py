@@ -21,12 +21,28 @@ class TargetTerms(NamedTuple):
     log_q: Tensor
 
 
+def _below_top(z: Tensor) -> Tensor:
+    """Shifted so that the largest is 0; a row with a +inf, or of -inf alone, becomes NaN."""
+    return z - z.detach().amax(1, keepdim=True)
+
+
+def _logsumexp_of_others(z: Tensor, mask: Tensor) -> Tensor:
+    """logsumexp over the classes outside the mask, (N, 1, ...): -inf with gradient 0 where all others are -inf."""
+    others = z.masked_fill(mask, -math.inf)
+    top = others.detach().amax(1, keepdim=True)
+    none = top == -math.inf
+    top = top.masked_fill(none, 0)
+    total = (others - top).exp().sum(1, keepdim=True)
+    return (total.masked_fill(none, 1).log() + top).masked_fill(none, -math.inf)
+
+
 def target_terms(z: Tensor, target: Tensor) -> TargetTerms:
     """The target's probability under ``softmax(z, 1)`` and its complement, both to full relative precision."""
+    z = _below_top(z)
     index = target.unsqueeze(1)
     is_target = torch.zeros_like(z, dtype=torch.bool).scatter(1, index, True)
     lse = z.logsumexp(1)
-    log_q = z.masked_fill(is_target, -math.inf).logsumexp(1) - lse
+    log_q = _logsumexp_of_others(z, is_target).squeeze(1) - lse
     q = log_q.exp()
     log_p = torch.where(q < 0.5, torch.log1p(-q.clamp(max=0.5)), z.gather(1, index).squeeze(1) - lse)
     return TargetTerms(log_p, log_p.exp(), q, log_q)
@@ -34,9 +50,10 @@ def target_terms(z: Tensor, target: Tensor) -> TargetTerms:
 
 def class_terms(z: Tensor) -> TargetTerms:
     """The same of every class, of the shape of z."""
+    z = _below_top(z)
     lse = z.logsumexp(1, keepdim=True)
     top = torch.zeros_like(z, dtype=torch.bool).scatter(1, z.argmax(1, keepdim=True), True)
-    log_q_top = z.masked_fill(top, -math.inf).logsumexp(1, keepdim=True) - lse
+    log_q_top = _logsumexp_of_others(z, top) - lse
     q_top = log_q_top.exp()
     log_p = torch.where(top & (q_top < 0.5), torch.log1p(-q_top.clamp(max=0.5)), z - lse)
     # below the top p <= 1/2, and 1 - p loses nothing
@@ -80,6 +97,7 @@ def softmax_rows(
     gamma, *params = numbers
     z, y = _adjusted(logits, scale, bias), target if logits.dim() > 1 else target.unsqueeze(0)
     y, counts, in_range = _checked(y, z.shape[1], ignore_index)
+    z = torch.where(counts.unsqueeze(1), z, 0)  # an ignored row is 0, whatever its logits
     if margin is not None:
         z = z.scatter_add(1, y.unsqueeze(1), -margin[y].unsqueeze(1).to(z.dtype))
     loss = POLICIES[policy](target_terms(z, y), gamma if gammas is None else gammas[y], *params)
@@ -111,6 +129,7 @@ def softmax_soft_rows(
         shape = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else ()
     else:
         y, counts, in_range = _checked(t, classes, ignore_index)
+        z = torch.where(counts.unsqueeze(1), z, 0)
         row_weight = None if weight is None else weight[y]
         t = torch.zeros_like(z).scatter(1, y.unsqueeze(1), 1)
         shape = target.shape
@@ -172,7 +191,8 @@ def _reduced_rows(
     if weight is not None:
         loss = loss * weight
     if sample_weight is not None:
-        loss, divisors = loss * sample_weight.view(loss.shape), divisors * sample_weight.view(loss.shape)
+        sample_weight = torch.where(counts, sample_weight.view(loss.shape), 0)
+        loss, divisors = loss * sample_weight, divisors * sample_weight
     loss = torch.where(counts, loss, 0)
     loss = torch.where(counts & ~in_range, math.nan, loss)
     if reduction == 0:

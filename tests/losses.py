@@ -177,8 +177,8 @@ LOSSES = [
             **SHARED_ERRORS,
             **PRIOR_ERRORS,
             **WEIGHT_ERRORS,
-            "gamma": ({"gamma": -0.5}, ValueError, "expected gamma >= 0 and finite, but got -0.5"),
-            "gamma nan": ({"gamma": float("nan")}, ValueError, "expected gamma >= 0 and finite, but got nan"),
+            "gamma": ({"gamma": -0.5}, ValueError, r"expected gamma in \[0, 1e\+06\], but got -0.5"),
+            "gamma nan": ({"gamma": float("nan")}, ValueError, r"expected gamma in \[0, 1e\+06\], but got nan"),
             "gamma length": ({"gamma": torch.ones(2)}, ValueError, r"expected gamma of shape \(4,\), but got \(2,\)"),
             "gamma of a class": (
                 {"gamma": torch.tensor([1.0, -1, 0, 0])}, ValueError, "expected gamma >= 0 .* but got -1.0 at index 1",

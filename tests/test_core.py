@@ -189,3 +189,268 @@ def test_the_gradient_is_not_copied():
     pointer = loss.grad_fn.grad.data_ptr()
     loss.backward()
     assert x.grad.data_ptr() == pointer
+
+
+# ---- where autograd, torch.compile and the dispatcher are used in other ways ---------------------------------------
+LAYOUTS = {
+    "contiguous": lambda: torch.randn(8, 6),
+    "transposed": lambda: torch.randn(6, 8).t(),
+    "sliced columns of a transposed": lambda: torch.randn(12, 8).t()[:, ::2],
+    "dense": lambda: torch.randn(2, 5, 6, 7),
+    "channels last": lambda: torch.randn(2, 5, 6, 7).to(memory_format=torch.channels_last),
+    "cropped channels last": lambda: torch.randn(2, 5, 8, 9).to(memory_format=torch.channels_last)[:, :, 1:-1, 1:-1],
+    "height and width swapped": lambda: torch.randn(2, 5, 7, 6).transpose(2, 3),
+    "batch and height swapped": lambda: torch.randn(6, 5, 2, 7).transpose(0, 2),
+    "expanded": lambda: torch.randn(2, 5, 6, 1).expand(2, 5, 6, 7),
+}
+
+
+def target_for(x, soft):
+    if soft:
+        return x.detach().softmax(1)
+    return torch.randint(0, x.shape[1], x.shape[:1] + x.shape[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_gradients_have_the_strides_that_the_compiler_expects(layout, soft, dtype):
+    torch.compiler.reset()
+    x = LAYOUTS[layout]().to(dtype).detach().requires_grad_()
+    y = target_for(x, soft)
+    compiled = torch.compile(imbloss.focal_loss, fullgraph=True)
+    (got,) = torch.autograd.grad(compiled(x, y), x)
+    (want,) = torch.autograd.grad(imbloss.focal_loss(x, y), x)
+    assert got.dtype == dtype and want.stride() == torch.empty_like(x).stride()
+    torch.testing.assert_close(got, want)
+    args = x.detach(), y, [], [2.0, 0.0], *([0.0] if soft else []), -100, 1, "focal"
+    op = torch.ops.imbloss.softmax_soft_rows.default if soft else torch.ops.imbloss.softmax_rows.default
+    for keep_grad in (False, True):
+        torch.library.opcheck(op, (*args, keep_grad))
+
+
+def test_compiled_without_gradients():
+    x, y = torch.randn(6, 4), torch.arange(6) % 4
+    for dynamic in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(imbloss.focal_loss, fullgraph=True, dynamic=dynamic)
+        assert torch.equal(compiled(x, y), imbloss.focal_loss(x, y))
+        compiled(x.clone().requires_grad_(), y).backward()
+        with torch.no_grad():
+            assert torch.equal(compiled(x.clone().requires_grad_(), y), imbloss.focal_loss(x, y))
+        with torch.inference_mode():
+            compiled(x, y)
+
+
+def test_compiled_with_numbers_that_change():
+    compiled = torch.compile(imbloss.focal_loss, fullgraph=True, dynamic=True)
+    x, y, prior = torch.randn(6, 4), torch.arange(6) % 4, torch.tensor([0.4, 0.3, 0.2, 0.1])
+    for gamma, tau, normalizer in ((2.0, 1.0, 6), (1.3, 0.5, 7.5), (0.0, 2.0, 3)):
+        keywords = {"gamma": gamma, "prior": prior, "tau": tau, "normalizer": normalizer, "label_smoothing": tau / 10}
+        torch.testing.assert_close(compiled(x, y, **keywords), imbloss.focal_loss(x, y, **keywords))
+    torch.testing.assert_close(
+        torch.compile(imbloss.adjust_logits, fullgraph=True)(x, prior), imbloss.adjust_logits(x, prior)
+    )
+
+
+def test_exported():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 4)
+            self.loss = imbloss.BalancedSoftmaxLoss(counts=torch.tensor([4, 3, 2, 1]))
+
+        def forward(self, x, y):
+            return self.loss(self.linear(x), y)
+
+    model, inputs = Model(), (torch.randn(6, 3), torch.arange(6) % 4)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, inputs, dynamic_shapes=({0: batch}, {0: batch}))
+    assert any("imbloss" in str(node.target) for node in program.graph.nodes)
+    more = torch.randn(9, 3), torch.arange(9) % 4
+    torch.testing.assert_close(program.module()(*more), model(*more))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["weight", "sample_weight", "target", "logits"])
+def test_an_operand_changed_before_its_use_is_noticed(name, dtype):
+    x = torch.randn(4, 3).to(dtype).requires_grad_()
+    operands = {"target": torch.tensor([0, 1, 2, 0]), "weight": torch.ones(3), "sample_weight": torch.ones(4)}
+    tensors = operands | {"logits": x}
+    loss = imbloss.cross_entropy(x, **operands, reduction="sum")
+    if dtype == torch.float32:
+        torch.autograd.grad(loss, x, retain_graph=True)  # the first has its gradient at hand
+    with torch.no_grad():
+        tensors[name].mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss / 2).backward()
+
+
+def test_forward_mode():
+    x, t, y = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    tangents = []
+    for function in (imbloss.cross_entropy, torch.nn.functional.cross_entropy):
+        with torch.autograd.forward_ad.dual_level():
+            loss = function(torch.autograd.forward_ad.make_dual(x, t), y)
+            tangents.append(torch.autograd.forward_ad.unpack_dual(loss).tangent)
+    torch.testing.assert_close(*tangents)
+    hessian = torch.func.hessian(lambda x: imbloss.focal_loss(x, y, gamma=0.0))(x)
+    torch.testing.assert_close(hessian, torch.func.hessian(lambda x: torch.nn.functional.cross_entropy(x, y))(x))
+
+
+def test_batched_gradients():
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    loss = imbloss.focal_loss(x, y)
+    upstream = torch.tensor([1.0, 2.0, -3.0])
+    (got,) = torch.autograd.grad(loss, x, upstream, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(got, upstream.view(3, 1, 1) * one)
+
+
+def test_traced_with_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    prior = torch.tensor([0.5, 0.3, 0.2])
+    with FakeTensorMode() as mode:
+        x = torch.randn(4, 3, requires_grad=True)
+        imbloss.focal_loss(x, torch.zeros(4, dtype=torch.int64), prior=mode.from_tensor(prior)).backward()
+        assert x.grad.shape == (4, 3)
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    step = lambda x, y: torch.autograd.grad(imbloss.focal_loss(x, y), x)[0]  # noqa: E731
+    torch.testing.assert_close(make_fx(step)(x, y)(x, y), step(x, y))
+
+
+def test_checkpointing_keeps_nothing_behind_its_back():
+    x, y = torch.randn(64, 100, requires_grad=True), torch.randint(0, 100, (64,))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        loss = imbloss.focal_loss(x, y)
+    assert "grad" not in vars(loss.grad_fn) if hasattr(loss.grad_fn, "__dict__") else True
+    assert any(t is x or t.data_ptr() == x.data_ptr() for t in saved)
+    (got,) = torch.autograd.grad(loss, x)
+    again = torch.utils.checkpoint.checkpoint(imbloss.focal_loss, x, y, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(again, x)[0], got)
+    torch.testing.assert_close(torch.autograd.grad(imbloss.focal_loss(x, y), x)[0], got)
+
+
+def test_many_dimensions_are_an_error_not_a_crash():
+    x = torch.zeros([2, 3] + [1] * 62, requires_grad=True)
+    imbloss.focal_loss(x, torch.zeros([2] + [1] * 62, dtype=torch.int64)).backward()
+    with pytest.raises(RuntimeError, match="expected logits of 1 to 64 dimensions, but got 65"):
+        imbloss.focal_loss(torch.zeros([2, 3] + [1] * 63), torch.zeros([2] + [1] * 63, dtype=torch.int64))
+
+
+def test_conjugate_and_negative_views_are_resolved():
+    weight = torch.tensor([-5j, -2j]).conj().imag
+    assert weight.is_neg()
+    x, y = torch.zeros(2, 2), torch.tensor([0, 1])
+    torch.testing.assert_close(
+        imbloss.cross_entropy(x, y, sample_weight=weight, reduction="none") / weight.clone(),
+        torch.full((2,), 2.0).log(),
+    )
+
+
+@pytest.mark.parametrize("classes", [9000, 65536, 1_000_000])
+def test_accurate_for_any_number_of_classes(classes):
+    """Sums of equal terms: the worst case for a running sum."""
+    for soft in (False, True):
+        x = torch.full((2, classes), -0.3)
+        x[:, 0] = 0
+        y = torch.zeros(2, classes).index_fill_(1, torch.tensor([0]), 1.0) if soft else torch.tensor([0, 1])
+        results = []
+        for function, dtype in (
+            (imbloss.cross_entropy, torch.float32),
+            (torch.nn.functional.cross_entropy, torch.float64),
+        ):
+            z = x.to(dtype).requires_grad_()
+            (grad,) = torch.autograd.grad(function(z, y.to(dtype) if soft else y), z)
+            results.append(grad.double())
+        assert ((results[0] - results[1]) / results[1]).abs().max() <= 4.3 * torch.finfo(torch.float32).eps
+
+
+MESSAGES = {
+    "gamma text": ({"gamma": "2"}, TypeError, "expected gamma to be a number, but got str '2'"),
+    "gamma none": ({"gamma": None}, TypeError, "expected gamma to be a number, but got NoneType None"),
+    "gamma huge": ({"gamma": 1e39}, ValueError, r"expected gamma in \[0, 1e\+06\], but got 1e\+39"),
+    "prior list": (
+        {"prior": [0.5, 0.5]},
+        TypeError,
+        r"expected prior to be a tensor of a floating dtype, but got list",
+    ),
+    "ignore index": ({"ignore_index": None}, TypeError, "expected ignore_index to be an integer, but got NoneType"),
+    "normalizer": ({"normalizer": 1j}, TypeError, "expected normalizer to be a number, but got complex 1j"),
+    "normalizer tensor": ({"normalizer": torch.tensor(1j)}, ValueError, "expected normalizer to be a number or a real"),
+}
+
+
+@pytest.mark.parametrize("bad", MESSAGES)
+def test_messages_name_the_argument(bad):
+    keywords, exception, message = MESSAGES[bad]
+    with pytest.raises(exception, match=message):
+        imbloss.focal_loss(torch.zeros(3, 2), torch.tensor([0, 1, 0]), **keywords)
+
+
+def test_an_array_is_not_printed_into_the_message():
+    with pytest.raises(TypeError, match=r"expected logits to be a tensor, but got ndarray of shape \(1000, 50\)$"):
+        imbloss.focal_loss(torch.zeros(1000, 50).numpy(), torch.zeros(1000, dtype=torch.int64))
+
+
+def test_a_module_names_the_constant_of_the_wrong_length():
+    x, y = torch.zeros(2, 3), torch.tensor([0, 1])
+    for module, name in (
+        (imbloss.LogitAdjustedLoss(prior=torch.full((4,), 0.25)), "prior"),
+        (imbloss.BalancedSoftmaxLoss(counts=torch.ones(4)), "counts"),
+        (imbloss.FocalLoss(gamma=torch.ones(4)), "gamma"),
+    ):
+        with pytest.raises(ValueError, match=rf"expected {name} of shape \(3,\), but got \(4,\)"):
+            module(x, y)
+
+
+def test_half_precision_models_keep_exact_constants():
+    x, y = torch.zeros(2, 2), torch.tensor([0, 1])
+    for module in (
+        imbloss.BalancedSoftmaxLoss(counts=torch.tensor([1e5, 10.0])),
+        imbloss.LogitAdjustedLoss(prior=torch.tensor([1 - 1e-8, 1e-8]).double()),
+        imbloss.CrossEntropy(weight=torch.tensor([1.0, 1e5])),
+    ):
+        want = module(x, y)
+        assert torch.equal(torch.nn.Sequential(module).half()[0](x, y), want)
+        assert torch.equal(torch.nn.Sequential(module).to(torch.bfloat16)[0](x, y), want)
+
+
+def test_a_learned_gamma_is_a_parameter():
+    loss = imbloss.FocalLoss(gamma=torch.nn.Parameter(torch.full((3,), 2.0)))
+    loss(torch.randn(4, 3), torch.tensor([0, 1, 2, 0])).backward()
+    assert [name for name, _ in loss.named_parameters()] == ["gamma"] and loss.gamma.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_an_ignored_row_is_zero_whatever_it_holds(backend):
+    with imbloss.testing.backend(backend):
+        for smoothing in (0.0, 0.1):
+            x = torch.randn(3, 4)
+            x[0] = torch.nan
+            y, weight = torch.tensor([-100, 1, 2]), torch.ones(4, requires_grad=True)
+            sample_weight = torch.tensor([torch.nan, 1.0, 2.0])
+            x = x.requires_grad_()
+            loss = imbloss.focal_loss(x, y, weight=weight, sample_weight=sample_weight, label_smoothing=smoothing)
+            grad, weight_grad = torch.autograd.grad(loss, (x, weight), create_graph=True)
+            assert loss.isfinite() and (grad[0] == 0).all() and grad.isfinite().all() and weight_grad.isfinite().all()
+            (second,) = torch.autograd.grad(grad.square().sum(), x)
+            assert (second[0] == 0).all() and second.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_infinities_mean_the_same_everywhere(backend):
+    inf = float("inf")
+    x = torch.tensor(
+        [[0, -inf, -inf], [inf, 0, 0], [0, inf, 0], [-inf, 0, 0], [-inf] * 3, [0, 0, -inf]], requires_grad=True
+    )
+    with imbloss.testing.backend(backend):
+        loss = imbloss.focal_loss(x, torch.zeros(6, dtype=torch.int64), gamma=0.5, reduction="none")
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+    assert loss[0] == 0 and (grad[0] == 0).all()
+    assert loss[[1, 2, 4]].isnan().all() and grad[[1, 2, 4]].isnan().all()
+    assert loss[3] == inf and grad[3, 0] == -1 and grad[3].isfinite().all()
+    assert loss[5].isfinite() and grad[5].isfinite().all() and grad[5, 2] == 0

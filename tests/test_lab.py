@@ -58,10 +58,14 @@ BAD_FILES = {
     "float labels": ({"X": X, "y": Y * 1.0}, "expected y of integers"),
     "lengths": ({"X": X, "y": Y[:5]}, "expected as many rows of X as of y, .* but got 6 and 5"),
     "empty": ({"X": X[:0], "y": Y[:0]}, "but got 0 and 0"),
-    "nan": (
-        {"X": np.where(np.arange(6)[:, None] == 4, np.nan, X), "y": Y},
-        "expected X to be finite, but row 4 is not",
+    "nan": ({"X": np.where(np.arange(6)[:, None] == 4, np.nan, X), "y": Y}, "expected X to be finite .* row 4 is not"),
+    "huge": ({"X": X + 1e300, "y": Y}, "expected X to be finite and below 1e30, but row 0 is not"),
+    "huge label": ({"X": X, "y": Y * 10**11}, "expected y from 0 to C - 1, but got 100000000000"),
+    "unsigned label": (
+        {"X": X, "y": (Y - 1).astype(np.uint64)},
+        "expected y from 0 to C - 1, but got 1844674407370955",
     ),
+    "no pixels": ({"X": np.zeros((6, 1, 0, 4)), "y": Y}, r"expected X of numbers, .* of shape \(6, 1, 0, 4\)"),
     "negative label": ({"X": X, "y": Y - 1}, "expected y from 0 to C - 1, but got -1"),
     "labels from 1": ({"X": X, "y": Y + 1}, "expected each class of y at least twice, but class 0 is there 0 times"),
     "one class": ({"X": X, "y": Y * 0}, "expected at least two classes in y, but got one"),
@@ -84,7 +88,8 @@ def test_bad_files_are_named(bad, tmp_path):
 
 def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "text.npz").write_text("not a zip file")
-    for data in ("missing.npz", str(tmp_path), str(tmp_path / "text.npz")):
+    np.save(tmp_path / "single.npy", X)
+    for data in ("missing.npz", str(tmp_path), str(tmp_path / "text.npz"), str(tmp_path / "single.npy")):
         result = imbloss_command("compare", "--data", data, "--out", str(tmp_path / "out"))
         assert result.returncode == 2 and result.stdout.strip() == ""
         assert result.stderr.startswith("imbloss: expected") and result.stderr.count("\n") == 1
@@ -137,6 +142,8 @@ def test_the_cnn_wants_images(tmp_path):
     file = write(tmp_path / "table.npz", X=generator.normal(size=(40, 3)), y=np.arange(40) % 2)
     with pytest.raises(ValueError, match=r"expected images of shape .* for the cnn, but got \(3,\)"):
         compare(file, imbalance_ratio=None, model="cnn", methods=["focal"])
+    with pytest.raises(ValueError, match="expected images of at least 4 x 4 pixels for the cnn, but got 3 x 8"):
+        CNN((1, 3, 8), 2)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +151,10 @@ def test_the_cnn_wants_images(tmp_path):
     [
         ({"methods": ["lade2"]}, "expected methods among .*, but got 'lade2'"),
         ({"model": "vit"}, "expected model among mlp, cnn, but got 'vit'"),
-        ({"epochs": 0}, "expected epochs > 0, but got 0"),
+        ({"epochs": 0}, "expected epochs > 0 and finite, but got 0"),
+        ({"learning_rate": float("inf")}, "expected learning_rate > 0 and finite, but got inf"),
+        ({"learning_rate": 1e30, "seeds": 1}, r"training with cross_entropy diverged \(seed 0\)"),
+        ({"methods": ["focal", "focal"]}, "expected methods once each, but got focal, focal"),
         ({"imbalance_ratio": 0.5}, "expected imbalance_ratio >= 1 and finite, but got 0.5"),
     ],
 )

@@ -7,6 +7,8 @@ import tarfile
 import venv
 from pathlib import Path
 
+from test_core import build_table
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -14,6 +16,11 @@ def run(*command, **options):
     result = subprocess.run(command, capture_output=True, text=True, timeout=900, **options)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def packages_of(environment):
+    (packages,) = (environment / "lib").glob("python*/site-packages")
+    return packages
 
 
 def test_the_sdist_installs_and_computes(tmp_path):
@@ -47,6 +54,8 @@ x = torch.randn(4, 3, requires_grad=True)
 imbloss.focal_loss(x, torch.tensor([0, 1, 2, 0])).backward()
 print(imbloss.__file__, _C.isa(), x.grad.isfinite().all().item())
 """
+    built = {p.name.split(".")[0] for p in packages_of(target).glob("imbloss/_C_*")}
+    assert built == {f"_C_{isa}" for isa in build_table().ISAS}
     file, isa, finite = run(python, "-W", "error", "-c", code, cwd=tmp_path, env=environment).split()
     assert Path(file).is_relative_to(target) and isa != "none" and finite == "True"
     assert os.path.exists(target / "bin" / "imbloss")

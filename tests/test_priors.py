@@ -20,7 +20,7 @@ def test_class_counts():
         (torch.tensor([0, -1]), 3, ValueError, "but got -1"),
         (torch.tensor([0.5]), 3, TypeError, "expected labels to be a tensor of an integer dtype"),
         ([0, 1], 3, TypeError, "but got list"),
-        (torch.tensor([0]), 0, ValueError, "expected num_classes to be at least 1, but got 0"),
+        (torch.tensor([0]), 0, ValueError, "expected num_classes >= 1 and finite, but got 0"),
     ],
 )
 def test_class_counts_names_what_is_wrong(labels, num_classes, exception, message):

@@ -1,5 +1,5 @@
 // Largest error of csrc/vmath.h against long double, in ulp of the result: one line "name type ulp" a function.
-// Sweeps every `step`-th float of the domain, and as many doubles.
+// The argument is the number of points, evenly spaced in their bits.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

@@ -1,6 +1,7 @@
 """Trains one model per method and seed and collects what each buys."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -69,8 +70,10 @@ def compare(
 
     Raises:
         DataError: the data cannot be used.
-        ValueError: an unknown method or model, or a number that is not positive.
+        ValueError: an unknown method or model, a number that is not positive, or a training that diverged.
     """
+    if len(set(methods)) < len(methods) or not methods:
+        raise ValueError(f"expected methods once each, but got {', '.join(methods) or 'none'}")
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"expected methods among {', '.join(METHODS)}, but got {name!r}")
@@ -78,8 +81,8 @@ def compare(
         raise ValueError(f"expected model among {', '.join(MODELS)}, but got {model!r}")
     numbers = {"seeds": seeds, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"expected {name} > 0, but got {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"expected {name} > 0 and finite, but got {value}")
     options = {"model": model, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     data = load(source, imbalance_ratio=imbalance_ratio, seed=0)
     counts, test_counts = data.train_counts, data.test_counts  # the same for every seed
@@ -94,6 +97,8 @@ def compare(
             started = time.perf_counter()
             if key not in trained:
                 trained[key] = predict(train(data, method.loss(counts), seed=seed, **options), data.x_test)
+                if not trained[key].isfinite().all():
+                    raise ValueError(f"training with {name} diverged (seed {seed}): the model's outputs are not finite")
             predicted = method.scores(trained[key], counts).argmax(1)
             confusion = confusion_matrix(data.y_test.numpy(), predicted.numpy(), data.num_classes)
             runs.append(

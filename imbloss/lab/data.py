@@ -99,7 +99,10 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise DataError(f"expected data to be 'digits' or an .npz file, but there is no file {str(path)!r}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise DataError(f"expected {path} to be an .npz file of arrays X and y, but it holds a single array")
+        with arrays:
             missing = {"X", "y"} - set(arrays.files)
             if missing:
                 raise DataError(f"expected arrays X and y in {path}, but got {', '.join(arrays.files) or 'none'}")
@@ -110,7 +113,7 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(
             f"expected {path} to be an .npz file of plain arrays, but reading it failed: {error}"
         ) from error
-    if x.ndim not in (2, 4) or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
+    if x.ndim not in (2, 4) or 0 in x.shape[1:] or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
         raise DataError(
             f"expected X of numbers, of shape (n, features) or (n, channels, height, width), "
             f"but got {x.dtype} of shape {x.shape}"
@@ -119,11 +122,13 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"expected y of integers, of shape (n,), but got {y.dtype} of shape {y.shape}")
     if len(x) != len(y) or len(x) == 0:
         raise DataError(f"expected as many rows of X as of y, and more than none, but got {len(x)} and {len(y)}")
+    if y.min() < 0 or y.max() >= len(y):
+        raise DataError(f"expected y from 0 to C - 1, but got {y.min() if y.min() < 0 else y.max()}")
     x, y = x.astype(np.float64), y.astype(np.int64)
-    if not np.isfinite(x).all():
-        raise DataError(f"expected X to be finite, but row {int(np.argwhere(~np.isfinite(x))[0][0])} is not")
-    if y.min() < 0:
-        raise DataError(f"expected y from 0 to C - 1, but got {y.min()}")
+    unusable = ~(np.abs(x) < 1e30)  # beyond float32 once they are squared and summed
+    if unusable.any():
+        row = int(np.argwhere(unusable)[0][0])
+        raise DataError(f"expected X to be finite and below 1e30, but row {row} is not")
     counts = np.bincount(y)
     if len(counts) < 2:
         raise DataError("expected at least two classes in y, but got one")

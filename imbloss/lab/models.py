@@ -19,6 +19,8 @@ class CNN(nn.Module):
         super().__init__()
         if len(shape) != 3:
             raise ValueError(f"expected images of shape (channels, height, width) for the cnn, but got {shape}")
+        if min(shape[1:]) < 4:
+            raise ValueError(f"expected images of at least 4 x 4 pixels for the cnn, but got {shape[1]} x {shape[2]}")
         padding = 0 if min(shape[1:]) >= 20 else 2
         self.features = nn.Sequential(
             nn.Conv2d(shape[0], 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
