@@ -168,32 +168,30 @@ class WithGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, traversal, target, operands, options):
-        loss, ctx.grad = traversal.forward(logits, target, operands, *options, True)
+        loss, grad = traversal.forward(logits, target, operands, *options, True)
         ctx.save_for_backward(logits, target, *operands)
-        ctx.traversal, ctx.options, ctx.is_half = traversal, options, loss.dtype != logits.dtype
+        ctx.kept = grad, traversal, options
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad, ctx.grad = ctx.grad, None
-        return _handed_over(ctx, grad, grad_output), None, None, None, None
-
-
-def _handed_over(ctx, grad: Tensor | None, grad_output: Tensor) -> Tensor:
-    def saved():  # which notices that one was changed in place
-        logits, target, *operands = ctx.saved_tensors
-        return logits, target, operands, *ctx.options
-
-    if _differentiates_on(grad_output):
-        return ctx.traversal.reference_gradient(grad_output, *saved())
-    is_one = not torch.compiler.is_compiling() and grad_output.item() == 1
-    # Rounded to half precision and then scaled, a gradient would be rounded twice or underflow.
-    if not is_one and (ctx.is_half or torch.compiler.is_compiling()):
-        return ctx.traversal.gradient(grad_output, *saved())
-    if grad is None:
-        _, grad = ctx.traversal.forward(*saved(), True)
-        assert grad is not None
-    return grad if is_one else grad.mul_(grad_output)
+        grad, traversal, options = ctx.kept
+        ctx.kept = None, traversal, options
+        can_look = not _differentiates_on(grad_output) and not torch.compiler.is_compiling()
+        factor = grad_output.item() if can_look else None
+        if grad is None or factor != 1:
+            logits, target, *operands = ctx.saved_tensors  # which notices that one was changed in place
+            args = logits, target, operands, *options
+            if factor is None:
+                gradient = traversal.gradient if torch.compiler.is_compiling() else traversal.reference_gradient
+                grad = gradient(grad_output, *args)
+            elif factor == 1:
+                _, grad = traversal.forward(*args, True)
+            elif logits.dtype == grad_output.dtype:
+                grad = (traversal.forward(*args, True)[1] if grad is None else grad).mul_(grad_output)
+            else:  # rounded to half precision and then scaled, a gradient would be rounded twice or underflow
+                grad = traversal.gradient(grad_output, *args)
+        return grad, None, None, None, None
 
 
 def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: Callable) -> Callable[..., Tensor]:
