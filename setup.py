@@ -19,7 +19,15 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
 # -Wpsabi: no vector crosses an ABI boundary here. -Wuninitialized: GCC's own AVX-512 headers, _mm512_undefined_ps.
 WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-HEADERS = ["simd.h", "vmath.h", "policies.h", "rows.h", "softmax_rows.h", "softmax_soft_rows.h"]
+HEADERS = [
+    "simd.h",
+    "vmath.h",
+    "policies.h",
+    "rows.h",
+    "softmax_rows.h",
+    "softmax_packed_rows.h",
+    "softmax_soft_rows.h",
+]
 
 
 def extension(isa, flags):

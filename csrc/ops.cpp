@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "softmax_packed_rows.h"
 #include "softmax_rows.h"
 #include "softmax_soft_rows.h"
 

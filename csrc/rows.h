@@ -84,6 +84,15 @@ IMBLOSS_INLINE Accumulate<S> upstream_of(const SoftmaxRows<S>& job, int64_t row)
 // The divisor of "mean": the weights of the rows that count.
 template <class S>
 double total_weight(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
+  if (job.target && !job.weight && !job.sample_weight) {  // a count, without a branch a row
+    int64_t valid = 0, ignored = 0;
+    for (int64_t row = begin; row < end; row++) {
+      const bool ignore = job.target[row] == job.ignore_index;
+      valid += (static_cast<uint64_t>(job.target[row]) < static_cast<uint64_t>(job.classes)) & !ignore;
+      ignored += ignore;
+    }
+    if (valid + ignored == end - begin) return static_cast<double>(valid);
+  }
   double total = 0;
   for (int64_t row = begin; row < end; row++) {
     double weight = sample_weight_of(job, row);

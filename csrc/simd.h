@@ -218,6 +218,10 @@ IMBLOSS_INLINE Vec<T, U> max(Vec<T, U> a, Vec<T, U> b) {
   return a;
 }
 template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> abs(Vec<T, U> a) {
+  return from_bits<T>(to_bits(a) & static_cast<BitsOf<T>>(~(uint64_t(1) << (8 * sizeof(T) - 1))));
+}
+template <class T, int U>
 IMBLOSS_INLINE Mask<T, U> operator<(Vec<T, U> a, Vec<T, U> b) {
   Mask<T, U> m;
   IMBLOSS_UNROLL
@@ -249,6 +253,69 @@ IMBLOSS_INLINE Vec<T, U> scale_by_power(Vec<T, U> p, Vec<T, U> n) {
   for (int i = 0; i < U; i++) p.r[i] = scale_register(p.r[i], n.r[i]);
   return p;
 }
+
+// ---- lanes moved about: what walks over several rows at a time needs ----
+#if defined(__AVX512F__) || defined(__AVX2__)
+#define IMBLOSS_MOVES_LANES 1
+// Lane i of the result is lane index[i].
+IMBLOSS_INLINE Vec<float> permute(Vec<float> v, const int32_t* index) {
+  Vec<float> moved;
+#if defined(__AVX512F__)
+  moved.r[0] = _mm512_permutexvar_ps(_mm512_loadu_si512(index), v.r[0]);
+#else
+  moved.r[0] = _mm256_permutevar8x32_ps(v.r[0], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
+#endif
+  return moved;
+}
+
+// Four numbers from each of lanes / 4 places that are `step` apart.
+IMBLOSS_INLINE Vec<float> load_quads(const float* p, int64_t step) {
+  Vec<float> v;
+#if defined(__AVX512F__)
+  __m512 quads = _mm512_castps128_ps512(_mm_loadu_ps(p));
+  quads = _mm512_insertf32x4(quads, _mm_loadu_ps(p + step), 1);
+  quads = _mm512_insertf32x4(quads, _mm_loadu_ps(p + 2 * step), 2);
+  v.r[0] = _mm512_insertf32x4(quads, _mm_loadu_ps(p + 3 * step), 3);
+#else
+  v.r[0] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + step), 1);
+#endif
+  return v;
+}
+
+// From quads (a, b, c, d), 4 numbers of 4 rows each: lane 4 k + j holds f over the k-th quad of the j-th vector.
+template <class F>
+IMBLOSS_INLINE Vec<float> reduce_quads(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d, F f) {
+  auto low = [](Vec<float> x, Vec<float> y) {
+    Vec<float> z;
+#if defined(__AVX512F__)
+    z.r[0] = _mm512_unpacklo_ps(x.r[0], y.r[0]);
+#else
+    z.r[0] = _mm256_unpacklo_ps(x.r[0], y.r[0]);
+#endif
+    return z;
+  };
+  auto high = [](Vec<float> x, Vec<float> y) {
+    Vec<float> z;
+#if defined(__AVX512F__)
+    z.r[0] = _mm512_unpackhi_ps(x.r[0], y.r[0]);
+#else
+    z.r[0] = _mm256_unpackhi_ps(x.r[0], y.r[0]);
+#endif
+    return z;
+  };
+  auto shuffle = [](Vec<float> x, Vec<float> y, auto which) {
+    Vec<float> z;
+#if defined(__AVX512F__)
+    z.r[0] = _mm512_shuffle_ps(x.r[0], y.r[0], decltype(which)::value);
+#else
+    z.r[0] = _mm256_shuffle_ps(x.r[0], y.r[0], decltype(which)::value);
+#endif
+    return z;
+  };
+  Vec<float> ab = f(low(a, b), high(a, b)), cd = f(low(c, d), high(c, d));  // a02 b02 a13 b13 in each quad
+  return f(shuffle(ab, cd, std::integral_constant<int, 0x44>{}), shuffle(ab, cd, std::integral_constant<int, 0xee>{}));
+}
+#endif
 
 // ---- memory: T lanes from S in memory, any alignment ----
 typedef uint16_t HalfRegister __attribute__((vector_size(kVectorBytes / 2)));

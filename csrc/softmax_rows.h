@@ -221,16 +221,6 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
   });
 }
 
-// The one place that chooses a traversal by shape.
-template <class S, class Policy>
-void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
-  const bool affine = job.scale || job.bias, dense = rows_are_adjacent(job);
-  if (dense && affine) softmax_dense_rows<true>(job, policy, begin, end, sums);
-  else if (dense) softmax_dense_rows<false>(job, policy, begin, end, sums);
-  else if (affine) softmax_rows_in_scratch<true>(job, policy, begin, end, sums);
-  else softmax_rows_in_scratch<false>(job, policy, begin, end, sums);
-}
-
 // ---- the gradient from a forward's stats, for any upstream gradient ----------------------------------------------
 template <bool Affine, class S>
 void backward_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {

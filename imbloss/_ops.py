@@ -113,14 +113,21 @@ class Traversal:
         function = recomputed(self.forward, self.backward, self.reference_gradient)
         object.__setattr__(self, "_recomputed", function)
 
-    def __call__(self, logits: Tensor, target: Tensor, operands: Operands, *options, reduced: bool) -> Tensor:
-        if not _kernels.get(logits.device.type, False) or _wants_composition(target, operands):
+    def __call__(self, logits: Tensor, target: Tensor, operands: Operands, options: tuple, reduced: bool) -> Tensor:
+        if (
+            not (_kernels["cpu"] if logits.is_cpu else _kernels.get(logits.device.type, False))
+            or _is_transformed()
+            or forward_ad._current_level >= 0
+            or target.requires_grad
+            or (operands and any(tensor is not None and tensor.requires_grad for tensor in operands))
+        ):
             return self.reference(logits, target, operands, *options)
         if not (logits.requires_grad and torch.is_grad_enabled()):
             return self.forward(logits, target, operands, *options, False)[0]
-        if not reduced or _is_watched():
+        # Where tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading):
+        if not reduced or torch.compiler.is_compiling() or _num_dispatch_modes() > 0 or _saved_tensors_hooks(False):
             return self._recomputed(logits, target, len(operands), *operands, *options)
-        return WithGrad.apply(logits, self, target, operands, options)
+        return _with_grad(logits, (self, target, operands, options))
 
     def gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
         """By the kernels, from nothing kept."""
@@ -134,40 +141,28 @@ class Traversal:
         return torch.autograd.grad(loss, logits, grad_output, create_graph=True)[0]
 
 
-def _wants_composition(target: Tensor, operands: Operands) -> bool:
-    if target.requires_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return True
-    return any(tensor is not None and tensor.requires_grad for tensor in operands) if operands else False
+# torch.func's transforms; tracing; checkpointing; the older vmap of is_grads_batched
+_is_transformed = torch._C._are_functorch_transforms_active
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
+_is_batch = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _is_watched() -> bool:
-    """Whether tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # pyright: ignore[reportAttributeAccessIssue]
-    )
-
-
-def _differentiates_on(grad_output: Tensor) -> bool:
-    """Whether a backward must be a composition: to be differentiated in turn, or for a batch of upstream gradients."""
-    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or functorch.is_legacy_batchedtensor(grad_output)
-    )
+def _wants_composition(grad_output: Tensor) -> bool:
+    """Whether a backward is to be differentiated in turn, or gets a batch of upstream gradients."""
+    return torch.is_grad_enabled() or _is_transformed() or _is_batch(grad_output)
 
 
 class WithGrad(torch.autograd.Function):
     """The forward makes the gradient, the backward hands it over: the only reference, so that autograd need not copy.
 
-    A second backward computes anew. Few arguments, and no setup_context, because autograd takes half a microsecond for
-    each and 12 for that.
+    A second backward computes anew. Two arguments, and no setup_context: autograd takes time for each, and 12
+    microseconds for that.
     """
 
     @staticmethod
-    def forward(ctx, logits, traversal, target, operands, options):
+    def forward(ctx, logits, call):
+        traversal, target, operands, options = call
         loss, grad = traversal.forward(logits, target, operands, *options, True)
         ctx.save_for_backward(logits, target, *operands)
         ctx.kept = grad, traversal, options
@@ -177,21 +172,28 @@ class WithGrad(torch.autograd.Function):
     def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad, traversal, options = ctx.kept
         ctx.kept = None, traversal, options
-        can_look = not _differentiates_on(grad_output) and not torch.compiler.is_compiling()
-        factor = grad_output.item() if can_look else None
-        if grad is None or factor != 1:
-            logits, target, *operands = ctx.saved_tensors  # which notices that one was changed in place
-            args = logits, target, operands, *options
-            if factor is None:
-                gradient = traversal.gradient if torch.compiler.is_compiling() else traversal.reference_gradient
-                grad = gradient(grad_output, *args)
-            elif factor == 1:
-                _, grad = traversal.forward(*args, True)
-            elif logits.dtype == grad_output.dtype:
-                grad = (traversal.forward(*args, True)[1] if grad is None else grad).mul_(grad_output)
-            else:  # rounded to half precision and then scaled, a gradient would be rounded twice or underflow
-                grad = traversal.gradient(grad_output, *args)
-        return grad, None, None, None, None
+        if not _wants_composition(grad_output) and not torch.compiler.is_compiling():
+            factor = grad_output.item()
+            if grad is not None and factor == 1:
+                return grad, None
+        else:
+            factor = None
+        logits, target, *operands = ctx.saved_tensors  # which notices that one was changed in place
+        args = logits, target, operands, *options
+        if factor is None:
+            compiling = torch.compiler.is_compiling()
+            grad = (traversal.gradient if compiling else traversal.reference_gradient)(grad_output, *args)
+        elif factor != 1 and logits.dtype != grad_output.dtype:
+            # rounded to half precision and then scaled, a gradient would be rounded twice or underflow
+            grad = traversal.gradient(grad_output, *args)
+        else:
+            grad = traversal.forward(*args, True)[1] if grad is None else grad
+            grad = grad if factor == 1 else grad.mul_(grad_output)
+        return grad, None
+
+
+# torch.autograd.Function.apply without its layer for torch.func, which is not active here: a microsecond.
+_with_grad = super(torch.autograd.Function, WithGrad).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: Callable) -> Callable[..., Tensor]:
@@ -215,7 +217,7 @@ def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: 
             logits, target, kept, *operands = ctx.saved_tensors
             if grad_output is None:
                 grad = None
-            elif not torch.compiler.is_compiling() and _differentiates_on(grad_output):
+            elif not torch.compiler.is_compiling() and _wants_composition(grad_output):
                 grad = reference_gradient(grad_output, logits, target, operands, *ctx.options)
             else:
                 grad = backward_kernel(grad_output, kept, logits, target, operands, *ctx.options)

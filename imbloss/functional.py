@@ -361,87 +361,120 @@ def softmax_rows(
 ) -> Tensor:
     """Checks the arguments that all softmax losses share and calls the traversal for their target: one class a row, or
     a distribution."""
-    classes = num_classes(logits)
-    dtype = logits.dtype
-    if dtype not in _LOGITS:
-        raise TypeError(f"expected logits of dtype float32, float64, bfloat16 or float16, but got {dtype}")
-    shape = logits.shape
-    rows = shape[:1] if len(shape) == 2 else shape[:1] + shape[2:] if len(shape) > 2 else shape[:0]
-    probabilities = isinstance(target, Tensor) and target.is_floating_point()
-    if probabilities:
+    usual = (  # told at a glance; everything else in words
+        isinstance(logits, Tensor)
+        and isinstance(target, Tensor)
+        and target.dtype is torch.int64
+        and logits.dtype in _LOGITS
+        and len(shape := logits.shape) == 2
+        and len(rows := target.shape) == 1
+        and rows[0] == shape[0]
+        and shape[1] > 0
+        and logits.is_cpu
+        and target.is_cpu
+        and type(ignore_index) is int
+    )
+    if not usual:
+        target, ignore_index = _checked_inputs(logits, target, ignore_index)
+    reduced = _ops.REDUCTIONS.get(reduction)
+    if reduced is None:
+        raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
+    if not isinstance(gamma, Tensor) and not (type(gamma) is float and 0 <= gamma < MOST_GAMMA):
+        check_number(gamma, "gamma", least=0, most=MOST_GAMMA)
+        gamma = float(gamma)
+    operands = weight, sample_weight, scale, bias, margin, normalizer
+    if operands.count(None) == len(operands) and type(gamma) is float:
+        operands = ()
+    else:
+        if normalizer is not None and reduction != "mean":
+            raise ValueError(f'expected normalizer only with reduction="mean", but got reduction={reduction!r}')
+        operands = _operands(logits, weight, sample_weight, scale, bias, margin, gamma, normalizer)
+        gamma = 0.0 if isinstance(gamma, Tensor) else gamma
+
+    if label_smoothing != 0 or target.is_floating_point():
+        check_number(label_smoothing, "label_smoothing", least=0, most=1)
         if margin is not None:
             raise TypeError(f"expected target to be class indices, but got {describe(target)}")
-        if ignore_index >= 0:
-            raise ValueError(f"expected no ignore_index beside target probabilities, but got {ignore_index}")
-    elif not isinstance(target, Tensor) or target.dtype not in _INTEGERS:
+        options = [gamma, *params], float(label_smoothing), ignore_index, reduced, policy
+        loss = _ops.softmax_soft_rows(logits, target, operands, options, reduced != 0)
+    else:
+        loss = _ops.softmax_rows(
+            logits, target, operands, ([gamma, *params], ignore_index, reduced, policy), reduced != 0
+        )
+    if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
+        return loss
+    return loss.to(logits.dtype)
+
+
+def _checked_inputs(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, int]:
+    """Target and ignored index as the traversals want them."""
+    num_classes(logits)
+    dtype, device, shape = logits.dtype, logits.device, logits.shape
+    if dtype not in _LOGITS:
+        raise TypeError(f"expected logits of dtype float32, float64, bfloat16 or float16, but got {dtype}")
+    check_number(ignore_index, "ignore_index", whole=True)
+    probabilities = isinstance(target, Tensor) and target.is_floating_point()
+    if probabilities and ignore_index >= 0:
+        raise ValueError(f"expected no ignore_index beside target probabilities, but got {ignore_index}")
+    if not probabilities and not (isinstance(target, Tensor) and target.dtype in _INTEGERS):
         raise TypeError(
             f"expected target to be a tensor of an integer dtype (class indices) or a floating one (probabilities), "
             f"but got {describe(target)}"
         )
-    if target.shape != (shape if probabilities else rows):
+    want = shape if probabilities else row_shape(logits)
+    if target.shape != want:
         kind = "probabilities" if probabilities else "class indices"
         raise ValueError(
-            f"expected target of shape {tuple(shape if probabilities else rows)}, as {kind} for logits of shape "
-            f"{tuple(shape)}, but got {tuple(target.shape)}"
+            f"expected target of shape {tuple(want)}, as {kind} for logits of shape {tuple(shape)}, "
+            f"but got {tuple(target.shape)}"
         )
-    if label_smoothing != 0:
-        check_number(label_smoothing, "label_smoothing", least=0, most=1)
-    device = logits.device
     if target.device != device:
         raise ValueError(f"expected target on {device}, where the logits are, but got {target.device}")
-    if type(ignore_index) is not int:
-        check_number(ignore_index, "ignore_index", whole=True)
-        ignore_index = int(ignore_index)
-    reduced = _ops.REDUCTIONS.get(reduction)
-    if reduced is None:
-        raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
-
-    wide = torch.float64 if dtype is torch.float64 else torch.float32
     if not probabilities:
-        if target.dtype is not torch.int64:
-            target = target.long()
-    elif target.dtype is not dtype and target.dtype is not wide:
-        target = target.to(wide)
+        target = target.long()
+    elif target.dtype is not dtype:
+        target = target.to(_accumulation_dtype(dtype))
+    return target, int(ignore_index)
+
+
+def row_shape(logits: Tensor) -> tuple[int, ...]:
+    """Of a loss per row: (N, d1, ...)."""
+    return logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _operands(
+    logits: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    margin: Tensor | None,
+    gamma: float | Tensor,
+    normalizer: float | Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The optional operands as the traversals want them, in the order of ``_ops.OPERANDS``."""
+    device, wide = logits.device, _accumulation_dtype(logits.dtype)
+    per_class, per_row = (num_classes(logits),), row_shape(logits)
+
+    def checked(values, name, shape=per_class, dtype=wide):
+        return None if values is None else _operand(values, name, shape, device, dtype)
+
     gammas = None
     if isinstance(gamma, Tensor):
-        gammas = _operand(gamma, "gamma", (classes,), device, torch.promote_types(gamma.dtype, torch.float32))
-        gamma = 0.0
-    elif type(gamma) is not float or not 0 <= gamma < MOST_GAMMA:
-        check_number(gamma, "gamma", least=0, most=MOST_GAMMA)
-        gamma = float(gamma)
-    if normalizer is not None:
-        if reduction != "mean":
-            raise ValueError(f'expected normalizer only with reduction="mean", but got reduction={reduction!r}')
-        normalizer = _normalizer(normalizer, device)
-    if weight is not None:
-        weight = _operand(weight, "weight", (classes,), device, wide)
-    if sample_weight is not None:
-        sample_weight = _operand(sample_weight, "sample_weight", rows, device, wide)
-    if scale is not None:
-        scale = _operand(scale, "scale", (classes,), device, wide)
-    if bias is not None:
-        bias = _operand(bias, "bias", (classes,), device, wide)
-    if margin is not None:
-        margin = _operand(margin, "margin", (classes,), device, wide)
-    operands = weight, sample_weight, scale, bias, margin, gammas, normalizer
-    if operands.count(None) == len(operands):
-        operands = ()
-    numbers = [gamma, *params]
-    if probabilities or label_smoothing:
-        loss = _ops.softmax_soft_rows(
-            logits,
-            target,
-            operands,
-            numbers,
-            float(label_smoothing),
-            ignore_index,
-            reduced,
-            policy,
-            reduced=reduced != 0,
-        )
-    else:
-        loss = _ops.softmax_rows(logits, target, operands, numbers, ignore_index, reduced, policy, reduced=reduced != 0)
-    return loss if dtype is wide or torch.is_autocast_enabled(device.type) else loss.to(dtype)
+        gammas = checked(gamma, "gamma", dtype=torch.promote_types(gamma.dtype, torch.float32))
+    return (
+        checked(weight, "weight"),
+        checked(sample_weight, "sample_weight", per_row),
+        checked(scale, "scale"),
+        checked(bias, "bias"),
+        checked(margin, "margin"),
+        gammas,
+        None if normalizer is None else _normalizer(normalizer, device),
+    )
 
 
 def _normalizer(normalizer: float | Tensor, device: torch.device) -> Tensor:
