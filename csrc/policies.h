@@ -1,5 +1,6 @@
 // The mathematics of the losses on CPU (docs/math.md): a policy turns (log p, p, q) of the target's class into a value
-// and its slope d value / d log p. Rows, classes, threads and memory are the traversals' business.
+// and its slope d value / d log p. Rows, classes, threads and memory are the traversals' business. The same in Triton:
+// imbloss/kernels/policies.py.
 #pragma once
 
 #include <stdexcept>

@@ -1,6 +1,10 @@
 """Schemas, shapes, gradients and the choice of backend, per traversal. Arguments are checked in functional.py."""
 
+import functools
+import importlib
+import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +16,7 @@ from imbloss import _C, reference
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as in csrc/ops.cpp
 NUM_ROW_STATS = 3  # as in csrc/softmax_rows.h
-BACKENDS = ("auto", "cpp", "reference")
+BACKENDS = ("auto", "cpp", "triton", "reference")
 Operands = Sequence[Tensor | None]
 
 _library = torch.library.Library("imbloss", "DEF")
@@ -73,24 +77,82 @@ def _(grad_output, logits, *args):
 
 
 # ---- backends ----------------------------------------------------------------------------------------------------
-def _has_kernel(backend: str) -> dict[str, bool]:
-    return {"cpu": backend in ("auto", "cpp") and _C.loaded()}
+# Operators by the module of imbloss.kernels that has their launches, of the same names.
+_TRITON_OPERATORS = {
+    "softmax_rows": ("softmax_rows", "softmax_rows_backward", "softmax_soft_rows", "softmax_soft_rows_backward"),
+}
+_ACCELERATORS = {"cuda": "CUDA", "xpu": "XPU"}  # device types, and their keys in the dispatcher; ROCm's are CUDA's
+_has_triton = importlib.util.find_spec("triton") is not None
+
+
+def _register_triton(library: torch.library.Library, key: str, **options) -> None:
+    """Launches of Triton kernels, which nobody imports before the first of them."""
+
+    def launch(module: str, name: str, *args):
+        return getattr(importlib.import_module(f"imbloss.kernels.{module}"), name)(*args)
+
+    for module, names in _TRITON_OPERATORS.items():
+        for name in names:
+            library.impl(name, functools.partial(launch, module, name), key, **options)
+
+
+if _has_triton:
+    for _key in _ACCELERATORS.values():
+        _register_triton(_library, _key)
 
 
 def set_backend(backend: str) -> str:
     """Choose what computes from now on; returns what did before."""
-    global _backend, _kernels
+    global _backend, _kernels, _interpreted
     if backend not in BACKENDS:
         raise ValueError(f"expected backend in {BACKENDS}, but got {backend!r}")
     if backend == "cpp" and not _C.loaded():
         raise RuntimeError("expected a compiled core for backend='cpp', but none is installed")
-    before, _backend, _kernels = _backend, backend, _has_kernel(backend)
+    if backend == "triton" and not _has_triton:
+        raise RuntimeError("expected triton for backend='triton', but it is not installed")
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    kernels: dict[str, str | None] = {"cpu": None}
+    if backend in ("auto", "cpp") and _C.loaded():
+        kernels["cpu"] = "cpp"
+    if backend in ("auto", "triton") and _has_triton:
+        kernels |= dict.fromkeys(_ACCELERATORS, "triton")
+    if interpreted:
+        kernels["cpu"] = "triton"
+    if _interpreted and not interpreted:
+        _interpreted._destroy()
+        _interpreted = None
+    elif interpreted and not _interpreted:
+        _interpreted = torch.library.Library("imbloss", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered kernel")
+            _register_triton(_interpreted, "CPU", allow_override=True)
+    before, _backend, _kernels = _backend, backend, kernels
     return before
 
 
 _backend = "auto"
-_kernels = _has_kernel("auto")
+_kernels: dict[str, str | None] = {}  # device type -> whose kernels; the reference computes where there are none
+_interpreted: torch.library.Library | None = None  # Triton's kernels on CPU, in place of the compiled core
 set_backend(os.environ.get("IMBLOSS_BACKEND", "auto"))
+
+
+def _kernels_elsewhere(logits: Tensor) -> str | None:
+    """Whose kernels serve a tensor that is not on the CPU."""
+    kernels = _kernels.get(logits.device.type)
+    wanted = _backend == "auto" and logits.device.type in _ACCELERATORS
+    if kernels is None and wanted and not torch.compiler.is_compiling():
+        _warn_of_missing_triton(logits.device.type)
+    return kernels
+
+
+@functools.cache
+def _warn_of_missing_triton(device: str) -> None:
+    warnings.warn(
+        f"imbloss has no kernels for {device} tensors without triton and computes in plain PyTorch, which is slower. "
+        "To have them, install triton.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 # ---- autograd ----------------------------------------------------------------------------------------------------
@@ -98,9 +160,9 @@ set_backend(os.environ.get("IMBLOSS_BACKEND", "auto"))
 class Traversal:
     """A fused loss of (logits, target, operands, *options), with three ways to its gradient.
 
-    Eager and reduced to one number: the forward makes the gradient while a row is at hand. A gradient per row, or
-    something that watches (torch.compile, tracing, checkpointing): the backward reads the logits again. torch.func,
-    forward mode, a gradient of the gradient or with respect to another tensor: the reference composition.
+    On CPU, eager and reduced to one number: the forward makes the gradient while a row is at hand. On a GPU, for a
+    gradient per row, or where something watches (torch.compile, tracing, checkpointing): the backward reads the logits
+    again. torch.func, forward mode, a gradient of the gradient or with respect to another tensor: the reference.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
@@ -114,8 +176,10 @@ class Traversal:
         object.__setattr__(self, "_recomputed", function)
 
     def __call__(self, logits: Tensor, target: Tensor, operands: Operands, options: tuple, reduced: bool) -> Tensor:
+        kernels = _kernels["cpu"] if logits.is_cpu else _kernels_elsewhere(logits)
         if (
-            not (_kernels["cpu"] if logits.is_cpu else _kernels.get(logits.device.type, False))
+            kernels is None
+            or (kernels == "triton" and logits.dtype == torch.float64)
             or _is_transformed()
             or forward_ad._current_level >= 0
             or target.requires_grad
@@ -124,8 +188,14 @@ class Traversal:
             return self.reference(logits, target, operands, *options)
         if not (logits.requires_grad and torch.is_grad_enabled()):
             return self.forward(logits, target, operands, *options, False)[0]
-        # Where tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading):
-        if not reduced or torch.compiler.is_compiling() or _num_dispatch_modes() > 0 or _saved_tensors_hooks(False):
+        if (
+            not reduced
+            or kernels == "triton"  # whether the upstream gradient is 1 would have to be waited for
+            # tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)
+            or torch.compiler.is_compiling()
+            or _num_dispatch_modes() > 0
+            or _saved_tensors_hooks(False)
+        ):
             return self._recomputed(logits, target, len(operands), *operands, *options)
         return _with_grad(logits, (self, target, operands, options))
 

@@ -11,12 +11,13 @@ def backend(name: str) -> Iterator[None]:
     """Compute with one backend inside a ``with`` block.
 
     Args:
-        name: "auto" (the best there is for a tensor's device), "cpp" (the compiled core, CPU only) or "reference"
-            (plain PyTorch). Elsewhere than on its devices a backend leaves the work to the reference.
+        name: "auto" (the best there is for a tensor's device), "cpp" (the compiled core, CPU only), "triton" (GPUs; the
+            CPU only with TRITON_INTERPRET=1 in the environment, slowly) or "reference" (plain PyTorch). Elsewhere than
+            on its devices a backend leaves the work to the reference.
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: "cpp" where no compiled core is installed.
+        RuntimeError: "cpp" where no compiled core is installed, "triton" where triton is not.
 
     >>> with backend("reference"):
     ...     imbloss.focal_loss(torch.zeros(1, 4), torch.tensor([0]))

@@ -1,4 +1,9 @@
-"""New memory holds NaN, our own warnings are errors, two threads share the work, every test draws the same numbers."""
+"""New memory holds NaN, our own warnings are errors, two threads share the work, every test draws the same numbers.
+
+Triton's kernels run in its interpreter with TRITON_INTERPRET=1 IMBLOSS_BACKEND=triton: canaries around their buffers.
+"""
+
+import os
 
 import pytest
 import torch
@@ -11,7 +16,44 @@ torch.use_deterministic_algorithms(True)
 if _C.loaded():
     _C._module.set_fill_new_tensors(True)
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CANARIES = 128  # elements on either side
+
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+def _in_canaries(tensor):
+    """A copy of a tensor and all memory between its elements, with canaries before and behind."""
+    span = (
+        1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+    )
+    canary = torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    memory = torch.full((span + 2 * CANARIES,), canary, dtype=tensor.dtype)
+    memory[CANARIES : CANARIES + span] = tensor.as_strided((span,), (1,))
+    return memory, memory.as_strided(tensor.shape, tensor.stride(), CANARIES)
+
+
+def launch_in_canaries(launch, kernel, rows, *args, **constants):
+    pairs = {}
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            pairs[id(arg)] = arg, *_in_canaries(arg)
+    launch(kernel, rows, *(pairs[id(arg)][2] if id(arg) in pairs else arg for arg in args), **constants)
+    for arg, memory, _ in pairs.values():
+        for canaries in (memory[:CANARIES], memory[-CANARIES:]):
+            hurt = ~canaries.isnan() if arg.is_floating_point() else canaries != torch.iinfo(arg.dtype).max
+            assert not hurt.any(), f"{kernel} wrote outside a tensor of shape {tuple(arg.shape)}"
+        span = len(memory) - 2 * CANARIES
+        arg.as_strided((span,), (1,)).copy_(memory[CANARIES : CANARIES + span])
+
+
+@pytest.fixture(autouse=INTERPRETED)
+def canaries(monkeypatch):
+    from imbloss.kernels import softmax_rows
+
+    launch = softmax_rows._launch
+    monkeypatch.setattr(softmax_rows, "_launch", lambda *args, **kw: launch_in_canaries(launch, *args, **kw))
+    monkeypatch.setattr(softmax_rows, "TILE", 2**20)  # the interpreter takes 5 ms a program, however large
