@@ -149,7 +149,8 @@ def balanced_softmax_loss(
 
     .. math:: \ell_i = -\log \frac{n_{y_i} e^{z_{y_i}}}{\sum_c n_c e^{z_c}}
 
-    The logits learn scores for balanced classes: predict with ``argmax z``, without correction.
+    The logits learn scores for balanced classes: predict with ``argmax z``, without correction. Target probabilities
+    take the place of :math:`y_i` as in :func:`cross_entropy`.
 
     Args:
         counts: training samples per class, shape (C,), all > 0; integer or floating.
