@@ -4,6 +4,7 @@ A sample is a function (classes, shape of the rows) -> keywords, so that each ca
 "soft" is not the loss's: with it the targets are probabilities.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ class Loss:
     errors: dict[str, tuple[Keywords, type[Exception], str]] = field(default_factory=dict)
     # name -> (keywords of this loss, another way to the same value), at any number of classes and rows
     identities: dict[str, tuple[Sample, Callable[..., torch.Tensor]]] = field(default_factory=dict)
+    # terms of every class, gamma, keywords -> what each class adds to the loss of soft targets, per share
+    of_class: Callable[..., torch.Tensor] = lambda terms, gamma, keywords: reference.focal(
+        terms, gamma, keywords.get("detach_factor", False)
+    )
 
     @property
     def function(self) -> Callable[..., torch.Tensor]:
@@ -55,6 +60,11 @@ class Loss:
     @property
     def reference(self) -> Callable[..., torch.Tensor]:
         return getattr(reference, self.name)
+
+    def default(self, keyword: str, without: object) -> object:
+        """The default of a keyword, or what stands for it in a loss that has none of that name."""
+        parameter = inspect.signature(self.function).parameters.get(keyword)
+        return parameter.default if parameter else without
 
     @property
     def module(self) -> type[torch.nn.Module]:

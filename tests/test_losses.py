@@ -67,7 +67,7 @@ class Case:
 
     @property
     def gamma(self):
-        gamma = self.keywords.get("gamma", 2.0 if self.loss.name == "focal_loss" else 0.0)
+        gamma = self.keywords.get("gamma", self.loss.default("gamma", 0.0))
         return float(gamma.max()) if isinstance(gamma, torch.Tensor) else float(gamma)
 
     def constants(self):
@@ -90,6 +90,14 @@ class Case:
         top = z.amax(1, keepdim=True) if z.numel() else z[:, :1]
         return (4 + z + top) * (1 + self.gamma) * EPS
 
+    def slope(self, terms, gamma):
+        """d value / d log p of every class, where p = 1 - q moves along."""
+        _, p, q, _ = leaves = [term.detach().requires_grad_() for term in terms]
+        value = self.loss.of_class(reference.TargetTerms(*leaves), gamma, self.keywords)
+        by = [torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)[0] for leaf in leaves]
+        by = [torch.zeros_like(p) if grad is None else grad for grad in by]
+        return by[0] + p * (by[1] - by[2]) - torch.where(by[3] == 0, 0, p / q * by[3])
+
     def scale(self, upstream, want):
         """What the bound is relative to: the gradient; of soft targets, whose terms may cancel, those terms."""
         if not self.soft:
@@ -111,10 +119,9 @@ class Case:
         smoothing = k.get("label_smoothing", 0)
         share = (y * (1 - smoothing) + smoothing / z.shape[1]) * per_class(weight)
         terms = reference.class_terms(z)
-        gamma = k.get("gamma", 2.0 if self.loss.name == "focal_loss" else 0.0)
+        gamma = k.get("gamma", self.loss.default("gamma", 0.0))
         gamma = per_class(gamma) if isinstance(gamma, torch.Tensor) else gamma
-        ratio = torch.where(terms.q == 0, -1, terms.log_p / terms.q)
-        slope = (share * terms.q**gamma * (gamma * terms.p * ratio - 1)).abs()
+        slope = (share * self.slope(terms, gamma)).abs()
         scale = scale * (slope * terms.q + terms.p * (slope.sum(1, keepdim=True) - slope))
         if k.get("reduction", "mean") == "mean":
             row = row / k.get("normalizer", divisors.sum())
