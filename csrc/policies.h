@@ -45,7 +45,23 @@ struct Focal {
   }
 };
 
-using Policies = std::tuple<Focal>;
+// focal + epsilon q^(gamma + 1): Leng et al. 2022, Poly-1.
+struct Poly {
+  static constexpr const char* name = "poly";
+  static constexpr size_t num_params = 1;
+  double epsilon;
+  explicit Poly(const double* params) : epsilon(params[0]) {}
+
+  template <class V>
+  IMBLOSS_INLINE Point<V> operator()(Row<V> row, Exponent<V> gamma) const {
+    const double not_detached = 0;
+    Point<V> focal = Focal(&not_detached)(row, gamma);
+    V added = pow(row.q, gamma) * V(epsilon);
+    return {focal.value + added * row.q, focal.slope - added * (gamma.high + gamma.low + 1) * row.p};
+  }
+};
+
+using Policies = std::tuple<Focal, Poly>;
 
 // Calls f with the policy of that name, whose parameters follow gamma in `numbers`.
 template <size_t I = 0, class F>

@@ -9,9 +9,10 @@ from imbloss.functional import (
     focal_loss,
     ldam_loss,
     logit_adjusted_loss,
+    poly_loss,
     vs_loss,
 )
-from imbloss.modules import BalancedSoftmaxLoss, CrossEntropy, FocalLoss, LDAMLoss, LogitAdjustedLoss, VSLoss
+from imbloss.modules import BalancedSoftmaxLoss, CrossEntropy, FocalLoss, LDAMLoss, LogitAdjustedLoss, PolyLoss, VSLoss
 from imbloss.priors import adjust_logits, class_balanced_weights, class_counts, drw_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "FocalLoss",
     "LDAMLoss",
     "LogitAdjustedLoss",
+    "PolyLoss",
     "VSLoss",
     "adjust_logits",
     "balanced_softmax_loss",
@@ -30,6 +32,7 @@ __all__ = [
     "focal_loss",
     "ldam_loss",
     "logit_adjusted_loss",
+    "poly_loss",
     "testing",
     "vs_loss",
 ]

@@ -135,6 +135,46 @@ def focal_loss(
     )  # fmt: skip
 
 
+def poly_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    epsilon: float = 1.0,
+    gamma: float = 0.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    r"""Poly-1 loss: cross entropy or focal loss with another coefficient of the first term of its series in 1 - p.
+
+    .. math:: \ell_i = w_{y_i} \left(-(1 - p_{y_i})^\gamma \log p_{y_i} + \epsilon (1 - p_{y_i})^{\gamma + 1}\right)
+
+    Target probabilities are summed over classes as in :func:`focal_loss`.
+
+    Args:
+        epsilon: coefficient of the added term, >= -1; 0 gives :func:`focal_loss`. To be tuned: the paper's best
+            is positive on ImageNet, negative in object detection.
+        gamma: focusing exponent >= 0; 0 adds to cross entropy.
+        weight: factor per class, shape (C,).
+        logits, target, ignore_index, reduction, sample_weight, normalizer: see :func:`focal_loss`.
+
+    Raises:
+        IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU; elsewhere its row gives NaN).
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+
+    Source: Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, ICLR 2022.
+
+    >>> poly_loss(torch.zeros(1, 4), torch.tensor([0]))
+    tensor(2.1363)
+    """
+    return softmax_rows(
+        logits, target, gamma=gamma, weight=weight, policy="poly", params=poly_params(epsilon),
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
 def balanced_softmax_loss(
     logits: Tensor,
     target: Tensor,
@@ -337,6 +377,11 @@ def vs_constants(counts: Tensor, gamma_scale: float, tau: float) -> dict[str, An
     check_number(tau, "tau")
     counts = precise(counts)
     return {"scale": (counts / counts.max()) ** gamma_scale, "bias": tau * log_shares(counts)}
+
+
+def poly_params(epsilon: float) -> list[float]:
+    check_number(epsilon, "epsilon", least=-1)
+    return [float(epsilon)]
 
 
 # ---- the traversals ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from imbloss import functional
 from imbloss._ops import REDUCTIONS
 from imbloss.priors import check_counts, check_number, check_positive, check_prior, check_vector, precise
 
-__all__ = ["BalancedSoftmaxLoss", "CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedLoss", "VSLoss"]
+__all__ = ["BalancedSoftmaxLoss", "CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedLoss", "PolyLoss", "VSLoss"]
 
 
 class _SoftmaxLoss(nn.Module):
@@ -139,6 +139,34 @@ class FocalLoss(CrossEntropy):
     def _constants(self) -> dict:
         params = functional.FOCAL_PARAMS[bool(self.detach_factor)]
         return super()._constants() | {"gamma": self.gamma, "params": params}
+
+
+class PolyLoss(_SoftmaxLoss):
+    """Poly-1 loss: see :func:`imbloss.poly_loss`.
+
+    >>> PolyLoss(epsilon=1.0)(torch.zeros(1, 4), torch.tensor([0]))
+    tensor(2.1363)
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float = 1.0,
+        gamma: float = 0.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+        functional.poly_params(epsilon)
+        check_number(gamma, "gamma", least=0, most=functional.MOST_GAMMA)
+        self._weight_buffer(weight)
+        self.epsilon = epsilon
+        self.gamma = gamma
+
+    def _constants(self) -> dict:
+        params = functional.poly_params(self.epsilon)
+        return {"weight": self.weight, "gamma": self.gamma, "policy": "poly", "params": params}
 
 
 class BalancedSoftmaxLoss(_SoftmaxLoss):

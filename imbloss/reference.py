@@ -76,7 +76,12 @@ def focal(terms: TargetTerms, gamma: float | Tensor, detach: float = 0) -> Tenso
     return (factor.detach() if detach else factor) * -terms.log_p
 
 
-POLICIES = {"focal": focal}  # as in csrc/policies.h
+def poly(terms: TargetTerms, gamma: float | Tensor, epsilon: float = 1.0) -> Tensor:
+    """focal + epsilon (1 - p)^(gamma + 1): Leng et al. 2022, Poly-1."""
+    return focal(terms, gamma) + epsilon * focal_factor(terms, gamma) * terms.q
+
+
+POLICIES = {"focal": focal, "poly": poly}  # as in csrc/policies.h
 
 
 # ---- the operators -----------------------------------------------------------------------------------------------
@@ -264,6 +269,17 @@ def focal_loss(
     return _mean_or_so(
         lambda terms, gamma: focal(terms, gamma, detach_factor), z, target, gamma=gamma, weight=weight,
         label_smoothing=label_smoothing,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
+def poly_loss(
+    logits, target, *, epsilon=1.0, gamma=0.0, weight=None,
+    ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None,
+):  # fmt: skip
+    """FL + epsilon (1 - p)^(gamma + 1). Leng et al. 2022, Poly-1 of cross entropy (gamma 0) and of focal loss."""
+    return _mean_or_so(
+        lambda terms, gamma: poly(terms, gamma, epsilon), logits, target, gamma=gamma, weight=weight,
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
     )  # fmt: skip
 

@@ -206,6 +206,30 @@ LOSSES = [
         },
     ),
     Loss(
+        "poly_loss",
+        samples={
+            "epsilon 1": lambda c, n: {},
+            "epsilon -0.5": lambda c, n: {"epsilon": -0.5},
+            "gamma 2": lambda c, n: {"epsilon": 2.0, "gamma": 2.0, "weight": uneven(c)},
+            "gamma 0.5": lambda c, n: {"epsilon": 0.5, "gamma": 0.5},
+            "soft": lambda c, n: {"soft": True, "gamma": 1.0},
+            **SHARED,
+        },
+        errors={
+            **SHARED_ERRORS,
+            **WEIGHT_ERRORS,
+            "epsilon": ({"epsilon": -1.5}, ValueError, r"expected epsilon >= -1 .* but got -1.5"),
+            "gamma": ({"gamma": -0.5}, ValueError, r"expected gamma in \[0, 1e\+06\], but got -0.5"),
+        },
+        identities={
+            "epsilon 0 is focal loss": (
+                lambda c, n: {"epsilon": 0.0, "gamma": 1.5},
+                lambda x, y, epsilon, gamma: imbloss.focal_loss(x, y, gamma=gamma),
+            )
+        },
+        of_class=lambda terms, gamma, keywords: reference.poly(terms, gamma, keywords.get("epsilon", 1.0)),
+    ),
+    Loss(
         "balanced_softmax_loss",
         samples={
             name: (lambda c, n, shared=shared: {"counts": long_tailed_counts(c), **shared(c, n)})

@@ -81,4 +81,13 @@ def focal(log_p, p, q, gamma, args, WHOLE: tl.constexpr):
     return value, slope
 
 
-POLICIES = {"focal": focal}  # as in csrc/policies.h
+@triton.jit
+def poly(log_p, p, q, gamma, args, WHOLE: tl.constexpr):
+    """focal + epsilon q^(gamma + 1): Leng et al. 2022, Poly-1."""
+    epsilon = args[0]
+    value, slope = focal(log_p, p, q, gamma, (0.0,), WHOLE)
+    added = epsilon * power(q, gamma, WHOLE)
+    return value + added * q, slope - added * (gamma + 1.0) * p
+
+
+POLICIES = {"focal": focal, "poly": poly}  # as in csrc/policies.h
