@@ -25,6 +25,8 @@ HEADERS = [
     "policies.h",
     "rows.h",
     "softmax_rows.h",
+    "softmax_pairs.h",
+    "softmax_wide_rows.h",
     "softmax_packed_rows.h",
     "softmax_soft_rows.h",
 ]

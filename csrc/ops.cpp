@@ -4,6 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -45,6 +49,8 @@ int32_t shim_dtype(ScalarType dtype) {
       return aoti_torch_dtype_float16();
   }
 }
+
+int64_t bytes_of(ScalarType dtype) { return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2; }
 
 // Calls f with a value of the storage type of `dtype`.
 template <class F>
@@ -107,11 +113,40 @@ bool fill_new_tensors = false;  // with NaN: tests see what a kernel failed to w
 constexpr int kMaxDim = 64;
 
 // By the C shim: torch::stable's new_empty looks its operator up by name, at half a microsecond a call.
-Tensor new_tensor(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype) {
+Tensor empty_strided(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides, shim_dtype(dtype),
                                                          aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor tensor(handle);
+  return Tensor(handle);
+}
+
+constexpr int64_t kHugePage = 2 << 20, kManyBytes = 4 << 20;
+
+void advise_huge_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  madvise(memory, bytes, MADV_HUGEPAGE);  // where it fails, pages are small
+#endif
+}
+
+// The same in huge pages, where the system has them to ask for: the faults of small ones cost more than what a kernel
+// writes into them. The memory begins where a huge page does, else its edges would be of small pages.
+Tensor empty_in_huge_pages(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype, int64_t elements) {
+  const int64_t element = bytes_of(dtype), all[] = {elements + kHugePage / element}, step = 1;
+  Tensor memory = empty_strided({all, 1}, &step, dtype);
+  const auto start = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr()),
+             aligned = (start + kHugePage - 1) & -kHugePage;
+  advise_huge_pages(reinterpret_cast<void*>(aligned), elements * element);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), sizes.size(), sizes.data(), strides,
+                                                               (aligned - start) / element, &handle));
+  return Tensor(handle);
+}
+
+Tensor new_tensor(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype) {
+  int64_t elements = 1;  // of dense tensors, the only ones made here
+  for (int64_t size : sizes) elements *= size;
+  Tensor tensor = elements * bytes_of(dtype) < kManyBytes ? empty_strided(sizes, strides, dtype)
+                                                          : empty_in_huge_pages(sizes, strides, dtype, elements);
   if (fill_new_tensors) torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
   return tensor;
 }
@@ -123,7 +158,9 @@ Tensor new_tensor(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
 
 // As torch.empty_like: it keeps the strides of dense tensors, and the order of dimensions of others.
 Tensor new_tensor_like(const Tensor& x) {
-  return x.is_contiguous() ? new_tensor(x.sizes(), x.scalar_type()) : torch::stable::empty_like(x);
+  if (x.is_contiguous()) return new_tensor(x.sizes(), x.scalar_type());
+  Tensor like = torch::stable::empty_like(x);
+  return new_tensor(like.sizes(), like.strides().data(), like.scalar_type());
 }
 
 // (N, C, d1, ...) as (outer, classes, inner); false where the dimensions after C do not step evenly.

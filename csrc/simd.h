@@ -35,7 +35,7 @@ struct Float16 {
 
 // The type a kernel computes in for logits stored as S.
 template <class S>
-using Accumulate = std::conditional_t<std::is_same_v<S, double>, double, float>;
+using Accumulate = std::conditional_t<std::is_same_v<S, double> || std::is_same_v<S, int32_t>, S, float>;
 
 template <class T>
 struct RegisterOf {
@@ -209,6 +209,17 @@ IMBLOSS_INLINE Register<double> scale_register(Register<double> p, Register<doub
 #endif
 }
 
+// 1 / x of normal numbers whose reciprocals are normal: 1 ulp.
+IMBLOSS_INLINE Register<float> reciprocal_register(Register<float> x) {
+#if defined(__AVX512F__)
+  const Register<float> r = _mm512_rcp14_ps(x);  // and a step of Newton's
+  return r + r * (1 - x * r);
+#else
+  return 1 / x;
+#endif
+}
+IMBLOSS_INLINE Register<double> reciprocal_register(Register<double> x) { return 1 / x; }
+
 // ---- the same on Vec ----
 // The larger of two; b where either is NaN.
 template <class T, int U>
@@ -254,6 +265,13 @@ IMBLOSS_INLINE Vec<T, U> scale_by_power(Vec<T, U> p, Vec<T, U> n) {
   return p;
 }
 
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> reciprocal(Vec<T, U> x) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) x.r[i] = reciprocal_register(x.r[i]);
+  return x;
+}
+
 // ---- lanes moved about: what walks over several rows at a time needs ----
 #if defined(__AVX512F__) || defined(__AVX2__)
 #define IMBLOSS_MOVES_LANES 1
@@ -266,6 +284,62 @@ IMBLOSS_INLINE Vec<float> permute(Vec<float> v, const int32_t* index) {
   moved.r[0] = _mm256_permutevar8x32_ps(v.r[0], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
 #endif
   return moved;
+}
+
+// Splits pairs that lie one after the other into first and second halves, and puts them together again.
+IMBLOSS_INLINE void split_pairs(Register<float> low, Register<float> high, Register<float>& first,
+                                Register<float>& second) {
+#if defined(__AVX512F__)
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  first = _mm512_permutex2var_ps(low, even, high);
+  second = _mm512_permutex2var_ps(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
+#else
+  auto in_order = [](__m256 v) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8)); };
+  first = in_order(_mm256_shuffle_ps(low, high, 0x88));
+  second = in_order(_mm256_shuffle_ps(low, high, 0xdd));
+#endif
+}
+IMBLOSS_INLINE void join_pairs(Register<float> first, Register<float> second, Register<float>& low,
+                               Register<float>& high) {
+#if defined(__AVX512F__)
+  const __m512i order = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  low = _mm512_permutex2var_ps(first, order, second);
+  high = _mm512_permutex2var_ps(first, _mm512_add_epi32(order, _mm512_set1_epi32(8)), second);
+#else
+  const __m256 a = _mm256_unpacklo_ps(first, second), b = _mm256_unpackhi_ps(first, second);
+  low = _mm256_permute2f128_ps(a, b, 0x20);
+  high = _mm256_permute2f128_ps(a, b, 0x31);
+#endif
+}
+
+// A vector of labels as 32-bit numbers, those that do not fit as negative ones.
+IMBLOSS_INLINE Vec<int32_t> load_labels(const int64_t* p) {
+  Vec<int32_t> v;
+#if defined(__AVX512F__)
+  const __m256i low = _mm512_cvtusepi64_epi32(_mm512_loadu_si512(p));
+  v.r[0] = (Register<int32_t>)_mm512_inserti64x4(_mm512_castsi256_si512(low),
+                                                 _mm512_cvtusepi64_epi32(_mm512_loadu_si512(p + 8)), 1);
+#else
+  const __m256 a = _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  const __m256 b = _mm256_loadu_ps(reinterpret_cast<const float*>(p + 4));
+  const __m256i low = (__m256i)_mm256_shuffle_ps(a, b, 0x88), high = (__m256i)_mm256_shuffle_ps(a, b, 0xdd);
+  const __m256i fits = _mm256_cmpeq_epi32(high, _mm256_setzero_si256());
+  v.r[0] = (Register<int32_t>)_mm256_permute4x64_epi64(
+      _mm256_or_si256(low, _mm256_andnot_si256(fits, _mm256_set1_epi32(-1))), 0xd8);
+#endif
+  return v;
+}
+// Whether every lane is in [0, n), and none is `but`.
+IMBLOSS_INLINE bool all_in_range(Vec<int32_t> v, int32_t n, int32_t but) {
+#if defined(__AVX512F__)
+  const __m512i i = (__m512i)v.r[0];
+  return _mm512_cmpge_epu32_mask(i, _mm512_set1_epi32(n)) == 0 &&
+         _mm512_cmpeq_epi32_mask(i, _mm512_set1_epi32(but)) == 0;
+#else
+  const __m256i i = (__m256i)v.r[0], most = _mm256_set1_epi32(n - 1);
+  const __m256i in_range = _mm256_cmpeq_epi32(_mm256_min_epu32(i, most), i);
+  return _mm256_movemask_epi8(_mm256_andnot_si256(_mm256_cmpeq_epi32(i, _mm256_set1_epi32(but)), in_range)) == -1;
+#endif
 }
 
 // Four numbers from each of lanes / 4 places that are `step` apart.
@@ -449,6 +523,12 @@ IMBLOSS_INLINE void store(S* p, Part<Accumulate<S>> part, Vec<Accumulate<S>> v) 
 #endif
 }
 
+template <class T>
+IMBLOSS_INLINE Vec<T> select(Part<T> part, Vec<T> a, Vec<T> b) {
+  a.r[0] = select_register(part.r, a.r[0], b.r[0]);
+  return a;
+}
+
 // One value, through the same conversions.
 template <class S>
 IMBLOSS_INLINE Accumulate<S> load_one(const S* p) {
@@ -482,9 +562,49 @@ IMBLOSS_INLINE T reduce(Vec<T, U> v, F f) {
   }
   return reduce_register<kLanes<T> / 2, T>(v.r[0], f)[0];
 }
+// One register: f over those of v.
+template <class T, int U, class F>
+IMBLOSS_INLINE Vec<T> fold(Vec<T, U> v, F f) {
+  Vec<T> all;
+  all.r[0] = v.r[0];
+  IMBLOSS_UNROLL
+  for (int i = 1; i < U; i++) {
+    Vec<T> next;
+    next.r[0] = v.r[i];
+    all = f(all, next);
+  }
+  return all;
+}
 template <class T, int U>
 IMBLOSS_INLINE T sum(Vec<T, U> v) {
   return reduce(v, [](Register<T> a, Register<T> b) { return a + b; });
+}
+// Lane i is the sum of the lanes of v[i].
+template <class T>
+IMBLOSS_INLINE Vec<T> sums(const Vec<T>* v) {
+#if defined(IMBLOSS_MOVES_LANES)
+  if constexpr (std::is_same_v<T, float>) {
+    auto add = [](Vec<float> a, Vec<float> b) { return a + b; };
+    Vec<float> quads[kLanes<float> / 4], all;  // lane 4 k + j of quads[i]: the k-th quad of v[4 i + j]
+    IMBLOSS_UNROLL
+    for (int i = 0; i < kLanes<float> / 4; i++)
+      quads[i] = reduce_quads(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3], add);
+#if defined(__AVX512F__)
+    auto halves = [](Register<float> a, Register<float> b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const __m512 low = halves(quads[0].r[0], quads[1].r[0]), high = halves(quads[2].r[0], quads[3].r[0]);
+    all.r[0] = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+#else
+    all.r[0] = _mm256_add_ps(_mm256_permute2f128_ps(quads[0].r[0], quads[1].r[0], 0x20),
+                             _mm256_permute2f128_ps(quads[0].r[0], quads[1].r[0], 0x31));
+#endif
+    return all;
+  }
+#endif
+  T each[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; i++) each[i] = sum(v[i]);
+  return load(each);
 }
 template <class T, int U>
 IMBLOSS_INLINE T max_lane(Vec<T, U> v) {

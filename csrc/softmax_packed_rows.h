@@ -3,7 +3,8 @@
 // lies; what belongs to a row (sum, loss, slope) in a lane per row.
 #pragma once
 
-#include "softmax_rows.h"
+#include "softmax_pairs.h"
+#include "softmax_wide_rows.h"
 
 namespace imbloss {
 
@@ -21,12 +22,18 @@ class PackedRows {
       for (int c = 0; c < classes; c++, i++) row_[i] = r;
     }
     for (int i = 0; i < lanes; i++) rest_[i] = i % 4 < classes % 4;
-    for (int r = 0; r < lanes && scale; r++) std::copy(scale, scale + classes, scale_ + r * classes);
-    for (int r = 0; r < lanes && bias; r++) std::copy(bias, bias + classes, bias_ + r * classes);
+    for (int r = 0; r < lanes; r++) first_[r] = r * classes;
+    for (int r = 0; r <= lanes && scale; r++) std::copy(scale, scale + classes, scale_ + r * classes);
+    for (int r = 0; r <= lanes && bias; r++) std::copy(bias, bias + classes, bias_ + r * classes);
   }
 
   // Lane i is v of the row that the i-th number of the k-th vector belongs to.
   IMBLOSS_INLINE V spread(V v, int k) const { return permute(v, row_ + k * lanes); }
+
+  // Where a label of each row of the u-th vector of rows lies.
+  IMBLOSS_INLINE Vec<int32_t> places(Vec<int32_t> labels, int u) const {
+    return labels + load(first_) + u * lanes * classes_;
+  }
 
   // Lane i is f over the classes of row i. Reads up to 3 numbers past the last row.
   template <class F>
@@ -47,10 +54,11 @@ class PackedRows {
     return reduce_quads(quads[0], quads[1], quads[2], quads[3], f);
   }
 
-  // z = scale x + bias for the k-th vector.
-  IMBLOSS_INLINE V adjusted(V x, int k) const {
-    if (scaled_) x = x * load(scale_ + k * lanes);
-    if (biased_) x = x + load(bias_ + k * lanes);
+  // z = scale x + bias for vectors from the k-th on.
+  template <int U>
+  IMBLOSS_INLINE Vec<float, U> adjusted(Vec<float, U> x, int k) const {
+    if (scaled_) x = x * load<U>(scale_ + k * lanes);
+    if (biased_) x = x + load<U>(bias_ + k * lanes);
     return x;
   }
   IMBLOSS_INLINE V scaled(V g, int k) const { return scaled_ ? g * load(scale_ + k * lanes) : g; }
@@ -58,32 +66,22 @@ class PackedRows {
  private:
   int classes_;
   bool scaled_, biased_;
-  alignas(kVectorBytes) int32_t row_[kMostPacked * lanes];
-  alignas(kVectorBytes) float rest_[lanes], scale_[kMostPacked * lanes], bias_[kMostPacked * lanes];
+  alignas(kVectorBytes) int32_t row_[kMostPacked * lanes], first_[lanes];
+  // constants of a vector of rows, and of one row more, where the next vector begins
+  alignas(kVectorBytes) float rest_[lanes], scale_[kMostPacked * (lanes + 1)], bias_[kMostPacked * (lanes + 1)];
 };
-
-// Loss and gradient of rows whose logits are small enough for exp itself: e = exp(z).
-template <class V, class Policy>
-IMBLOSS_INLINE Finished<V> finish_small(const Policy& policy, Exponent<V> gamma, V weight, float inverse_divisor,
-                                        V e_target, V e_others) {
-  V odds = e_others / e_target, p = 1 / (odds + 1), q = odds * p;
-  Point<V> point = policy(Row<V>{-log1p(odds), p, q}, gamma);
-  V slope = weight * inverse_divisor * point.slope;
-  return {weight * point.value, -(slope * p / e_target), slope * q};
-}
 
 // U vectors of rows from `first` on; `e` has room for their numbers and 4 more.
 template <int U, bool Affine, class S, class Policy>
 void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRows& packed, int64_t first, float* e,
                  BlockSums& sums) {
   constexpr int lanes = PackedRows::lanes, count = U * lanes;
-  constexpr float small = 40;  // so that exp(2 * 40) times the classes is a number
   using V = Vec<float>;
   using W = Vec<float, U>;
   const int classes = static_cast<int>(job.classes), vectors = classes * U;
   const S* x = job.logits + first * classes;
-  auto logits = [&](int k) {
-    V z = load(x + k * lanes);
+  auto logits = [&](auto abreast, int k) {
+    Vec<float, abreast> z = load<abreast>(x + k * lanes);
     return Affine ? packed.adjusted(z, k % classes) : z;
   };
   auto reduce = [&](float neutral, auto f) {
@@ -93,20 +91,29 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
     return all;
   };
 
-  V largest(0);
-  for (int k = 0; k < vectors; k++) {
-    V z = logits(k);
+  Vec<float, 2> large(0);
+  int k = 0;
+  for (; k + 2 <= vectors; k += 2) {
+    Vec<float, 2> z = logits(std::integral_constant<int, 2>{}, k);
+    large = max(large, abs(z));
+    store(e + k * lanes, exp(z));
+  }
+  V largest = fold(large, [](V a, V b) { return max(a, b); });
+  if (k < vectors) {
+    V z = logits(std::integral_constant<int, 1>{}, k);
     largest = max(largest, abs(z));
     store(e + k * lanes, exp(z));
   }
 
   int32_t at[count];  // of the target, in e; of a row that does not count, a place that nobody reads
   const int64_t* target = job.target + first;
+  const int32_t ignored =
+      job.ignore_index >= 0 && job.ignore_index < classes ? static_cast<int32_t>(job.ignore_index) : -1;
   bool all_count = true;
-  for (int r = 0; r < count; r++) {
-    const int64_t y = target[r];
-    all_count &= (static_cast<uint64_t>(y) < static_cast<uint64_t>(classes)) & (y != job.ignore_index);
-    at[r] = r * classes + static_cast<int32_t>(y);
+  for (int u = 0; u < U; u++) {
+    Vec<int32_t> labels = load_labels(target + u * lanes);
+    all_count &= all_in_range(labels, classes, ignored);
+    store(at + u * lanes, packed.places(labels, u));
   }
   float counts[count];
   if (!all_count) {
@@ -139,13 +146,15 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   W top(0), e_others;
   Finished<W> f;
   float at_target[count];
-  if (max_lane(largest) <= small && !job.margin) {
-    for (int r = 0; r < count; r++) at_target[r] = e[at[r]];
-    for (int r = 0; r < count; r++) e[at[r]] = 0;  // out of the sum of the others
+  if (max_lane(largest) <= kSmallLogit && !job.margin) {
+    for (int r = 0; r < count; r++) {
+      at_target[r] = e[at[r]];
+      e[at[r]] = 0;  // out of the sum of the others
+    }
     e_others = reduce(0, add);
     f = finish_small(policy, gamma, weight, job.inverse_divisor, load<U>(at_target), e_others);
   } else {
-    for (int k = 0; k < vectors; k++) store(e + k * lanes, logits(k));
+    for (int k = 0; k < vectors; k++) store(e + k * lanes, logits(std::integral_constant<int, 1>{}, k));
     for (int r = 0; r < count; r++) {
       if (job.margin && (all_count || counts[r] != 0)) e[at[r]] -= job.margin[target[r]];
       at_target[r] = e[at[r]];
@@ -218,12 +227,17 @@ void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin
 #if defined(IMBLOSS_MOVES_LANES)
   if constexpr (std::is_same_v<Accumulate<S>, float>) {
     if (rows_are_packed(job)) {
+      if (job.classes == 2 && affine) return softmax_pairs<true>(job, policy, begin, end, sums);
+      if (job.classes == 2) return softmax_pairs<false>(job, policy, begin, end, sums);
       if (affine) softmax_packed_rows<true>(job, policy, begin, end, sums);
       else softmax_packed_rows<false>(job, policy, begin, end, sums);
       return;
     }
   }
 #endif
+  const bool wide = job.logits_strides.cls == 1 && (!job.grad || job.grad_strides.cls == 1) && !job.margin;
+  if (wide && affine) return softmax_wide_rows<true>(job, policy, begin, end, sums);
+  if (wide) return softmax_wide_rows<false>(job, policy, begin, end, sums);
   if (dense && affine) softmax_dense_rows<true>(job, policy, begin, end, sums);
   else if (dense) softmax_dense_rows<false>(job, policy, begin, end, sums);
   else if (affine) softmax_rows_in_scratch<true>(job, policy, begin, end, sums);

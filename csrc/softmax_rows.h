@@ -13,14 +13,32 @@ struct Finished {
 };
 template <class V, class Policy>
 IMBLOSS_INLINE Finished<V> finish(const Policy& policy, Exponent<V> gamma, V weight,
-                                  typename V::Element inverse_divisor, V below_top, V e_others) {
-  V e_target = exp(below_top), total = e_target + e_others;
+                                  typename V::Element inverse_divisor, V below_top, V e_target, V e_others) {
+  V total = e_target + e_others, inverse_total = reciprocal(total);
   // total - 1 without cancellation: the 1 is the target's own where the target is on top, else one of the others'
   V excess = select(below_top == V(0), e_others, e_target + (e_others - 1));
-  V q = e_others / total;
-  Point<V> point = policy(Row<V>{below_top - log1p(excess), e_target / total, q}, gamma);
+  V q = e_others * inverse_total;
+  Point<V> point = policy(Row<V>{below_top - log1p(excess, inverse_total), e_target * inverse_total, q}, gamma);
   V slope = weight * inverse_divisor * point.slope;
-  return {weight * point.value, -slope / total, slope * q};
+  return {weight * point.value, -(slope * inverse_total), slope * q};
+}
+template <class V, class Policy>
+IMBLOSS_INLINE Finished<V> finish(const Policy& policy, Exponent<V> gamma, V weight,
+                                  typename V::Element inverse_divisor, V below_top, V e_others) {
+  return finish(policy, gamma, weight, inverse_divisor, below_top, exp(below_top), e_others);
+}
+
+// Logits up to this are small: their exponentials are float32 numbers, and so is the sum of a million of them over one.
+inline constexpr float kSmallLogit = 36;
+
+// Loss and gradient of rows whose logits are small enough for exp itself: e = exp(z).
+template <class V, class Policy>
+IMBLOSS_INLINE Finished<V> finish_small(const Policy& policy, Exponent<V> gamma, V weight,
+                                        typename V::Element inverse_divisor, V e_target, V e_others) {
+  V inverse_target = reciprocal(e_target), odds = e_others * inverse_target, p = reciprocal(odds + 1), q = odds * p;
+  Point<V> point = policy(Row<V>{-log1p(odds, p), p, q}, gamma);
+  V slope = weight * inverse_divisor * point.slope;
+  return {weight * point.value, -(slope * (p * inverse_target)), slope * q};
 }
 
 // Targets and constants of up to `size` rows, in lanes. A row that does not count has label -1 and, in every lane, p =
@@ -163,13 +181,26 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     constexpr int U = registers, width = U * kLanes<A>;
     using V = Vec<A, U>;
     const S* x = row_of(job.logits, job.logits_strides, job.inner, row);
-    V top(-kInfinity<A>);
-    for (int64_t c = 0; c < job.classes; c++) {
+    auto logits = [&](int64_t c) {
       V z = load_rows<U>(x + c * job.logits_strides.cls, n);
       if (Affine && job.scale) z = z * job.scale[c];
       if (Affine && job.bias) z = z + job.bias[c];
-      store(e + c * width, z);
-      top = max(top, z);
+      return z;
+    };
+    V large(0), top(0);
+    for (int64_t c = 0; c < job.classes; c++) {
+      V z = logits(c);
+      large = max(large, abs(z));
+      store(e + c * width, exp(z));
+    }
+    const bool small = max_lane(large) <= kSmallLogit && !job.margin;
+    if (!small) {
+      top = V(-kInfinity<A>);
+      for (int64_t c = 0; c < job.classes; c++) {
+        V z = logits(c);
+        store(e + c * width, z);
+        top = max(top, z);
+      }
     }
     bool all_count = true;
     for (int r = n; r < width; r++) rows.clear(r);
@@ -179,7 +210,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
       if (!counts) continue;
       A& z = e[rows.label[r] * width + r];
       rows.target_z[r] = z - (job.margin ? job.margin[rows.label[r]] : A(0));
-      z = -kInfinity<A>;  // out of the sum of the others
+      z = small ? A(0) : -kInfinity<A>;  // out of the sum of the others
     }
     if (job.margin) {
       top = load<U>(rows.target_z);
@@ -190,19 +221,22 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     for (int64_t c = 0; c < job.classes;) {
       V run(0);
       for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
-        V exponential = exp(load<U>(e + c * width) - top);
-        store(e + c * width, exponential);
+        V exponential = load<U>(e + c * width);
+        if (!small) {
+          exponential = exp(exponential - top);
+          store(e + c * width, exponential);
+        }
         run = run + exponential;
       }
       total.add(run);
     }
-    const V e_others = total.value();
+    const V e_others = total.value(), target = load<U>(rows.target_z), weight = load<U>(rows.weight);
     store(rows.others, e_others);
 
     Exponent<V> gamma = shared_gamma<V>(job);
     if (job.gamma_high) gamma = {load<U>(rows.gamma_high), load<U>(rows.gamma_low)};
-    Finished<V> f =
-        finish(policy, gamma, load<U>(rows.weight), job.inverse_divisor, load<U>(rows.target_z) - top, e_others);
+    Finished<V> f = small ? finish_small(policy, gamma, weight, job.inverse_divisor, target, e_others)
+                          : finish(policy, gamma, weight, job.inverse_divisor, target - top, e_others);
     rows.finished(job, row, n, f, sums);
     if (!job.grad) return;
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);

@@ -89,6 +89,12 @@ IMBLOSS_INLINE Vec<T, U> log1p(Vec<T, U> x) {
   Vec<T, U> s = x + 1;
   return log(s) + (x - (s - 1)) / s;  // the second term is what 1 + x rounded away
 }
+// The same, with 1 / (1 + x) at hand.
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> log1p(Vec<T, U> x, Vec<T, U> reciprocal) {
+  Vec<T, U> s = x + 1;
+  return log(s) + (x - (s - 1)) * reciprocal;
+}
 
 // The exponent of pow, known once a row or once a loss. `high` has so few bits that its product with the binary
 // exponent of a number is exact; `low` is the rest, from the caller's double.
