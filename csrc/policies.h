@@ -63,6 +63,34 @@ struct Poly {
 
 using Policies = std::tuple<Focal, Poly>;
 
+// A policy behind function pointers, called for one or four registers of rows. Where rows are long the call is nothing,
+// and traversals need not be compiled for every policy.
+template <class A>
+class AnyPolicy {
+ public:
+  template <class Policy>
+  explicit AnyPolicy(const Policy& policy) : policy_(&policy), one_(&call<Policy, 1>), four_(&call<Policy, 4>) {}
+
+  template <int U>
+  Point<Vec<A, U>> operator()(const Row<Vec<A, U>>& row, const Exponent<Vec<A, U>>& gamma) const {
+    static_assert(U == 1 || U == 4);
+    if constexpr (U == 1) return one_(policy_, row, gamma);
+    else return four_(policy_, row, gamma);
+  }
+
+ private:
+  template <int U>
+  using Function = Point<Vec<A, U>> (*)(const void*, const Row<Vec<A, U>>&, const Exponent<Vec<A, U>>&);
+  template <class Policy, int U>
+  static Point<Vec<A, U>> call(const void* policy, const Row<Vec<A, U>>& row, const Exponent<Vec<A, U>>& gamma) {
+    return (*static_cast<const Policy*>(policy))(row, gamma);
+  }
+
+  const void* policy_;
+  Function<1> one_;
+  Function<4> four_;
+};
+
 // Calls f with the policy of that name, whose parameters follow gamma in `numbers`.
 template <size_t I = 0, class F>
 auto with_policy(const std::string& name, const std::vector<double>& numbers, F f) {

@@ -168,22 +168,20 @@ IMBLOSS_INLINE void store_lanes(S* p, int64_t step, int n, Vec<Accumulate<S>> v)
 }
 
 // z = scale x + bias of n classes from c on; -inf in lanes past the last class.
-template <bool Affine, class S>
+template <class S>
 IMBLOSS_INLINE Vec<Accumulate<S>> load_logits(const SoftmaxRows<S>& job, const S* row, int64_t c, int n) {
   using A = Accumulate<S>;
   const int64_t step = job.logits_strides.cls;
   Vec<A> z = load_lanes(row + c * step, step, n, -kInfinity<A>);
-  if constexpr (Affine) {
-    if (job.scale) z = z * load_lanes(job.scale + c, 1, n, A(1));
-    if (job.bias) z = z + load_lanes(job.bias + c, 1, n, A(0));
-  }
+  if (job.scale) z = z * load_lanes(job.scale + c, 1, n, A(1));
+  if (job.bias) z = z + load_lanes(job.bias + c, 1, n, A(0));
   return z;
 }
 
 // d loss / d z as d loss / d x.
-template <bool Affine, class S>
+template <class S>
 IMBLOSS_INLINE void store_grad(const SoftmaxRows<S>& job, S* row, int64_t c, int n, Vec<Accumulate<S>> g) {
-  if (Affine && job.scale) g = g * load_lanes(job.scale + c, 1, n, Accumulate<S>(0));
+  if (job.scale) g = g * load_lanes(job.scale + c, 1, n, Accumulate<S>(0));
   const int64_t step = job.grad_strides.cls;
   store_lanes(row + c * step, step, n, g);
 }

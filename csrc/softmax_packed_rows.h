@@ -23,8 +23,10 @@ class PackedRows {
     }
     for (int i = 0; i < lanes; i++) rest_[i] = i % 4 < classes % 4;
     for (int r = 0; r < lanes; r++) first_[r] = r * classes;
-    for (int r = 0; r <= lanes && scale; r++) std::copy(scale, scale + classes, scale_ + r * classes);
-    for (int r = 0; r <= lanes && bias; r++) std::copy(bias, bias + classes, bias_ + r * classes);
+    for (int i = 0, c = 0; i < (classes + 1) * lanes && (scale || bias); i++, c = c + 1 == classes ? 0 : c + 1) {
+      if (scale) scale_[i] = scale[c];
+      if (bias) bias_[i] = bias[c];
+    }
   }
 
   // Lane i is v of the row that the i-th number of the k-th vector belongs to.
@@ -67,12 +69,12 @@ class PackedRows {
   int classes_;
   bool scaled_, biased_;
   alignas(kVectorBytes) int32_t row_[kMostPacked * lanes], first_[lanes];
-  // constants of a vector of rows, and of one row more, where the next vector begins
-  alignas(kVectorBytes) float rest_[lanes], scale_[kMostPacked * (lanes + 1)], bias_[kMostPacked * (lanes + 1)];
+  // constants of a vector of rows, and a vector more: two are read at a time
+  alignas(kVectorBytes) float rest_[lanes], scale_[(kMostPacked + 1) * lanes], bias_[(kMostPacked + 1) * lanes];
 };
 
 // U vectors of rows from `first` on; `e` has room for their numbers and 4 more.
-template <int U, bool Affine, class S, class Policy>
+template <int U, class S, class Policy>
 void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRows& packed, int64_t first, float* e,
                  BlockSums& sums) {
   constexpr int lanes = PackedRows::lanes, count = U * lanes;
@@ -82,7 +84,7 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   const S* x = job.logits + first * classes;
   auto logits = [&](auto abreast, int k) {
     Vec<float, abreast> z = load<abreast>(x + k * lanes);
-    return Affine ? packed.adjusted(z, k % classes) : z;
+    return packed.adjusted(z, k % classes);
   };
   auto reduce = [&](float neutral, auto f) {
     W all;
@@ -189,7 +191,7 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
     other.r[0] = f.other.r[u];
     for (int i = 0; i < classes; i++, k++) {
       V grad = load(e + k * lanes) * packed.spread(other, i);
-      store(g + k * lanes, Affine ? packed.scaled(grad, i) : grad);
+      store(g + k * lanes, packed.scaled(grad, i));
     }
   }
   for (int r = 0; r < count && !all_count; r++) {
@@ -197,16 +199,16 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   }
 }
 
-template <bool Affine, class S, class Policy>
+template <class S, class Policy>
 void softmax_packed_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
   constexpr int abreast = 4, lanes = PackedRows::lanes;
   const PackedRows packed(static_cast<int>(job.classes), job.scale, job.bias);
   alignas(kVectorBytes) float e[abreast * lanes * kMostPacked + 4];
   e[abreast * lanes * job.classes] = 0;
   for (; begin + abreast * lanes <= end; begin += abreast * lanes)
-    packed_rows<abreast, Affine>(job, policy, packed, begin, e, sums);
-  for (; begin + lanes <= end; begin += lanes) packed_rows<1, Affine>(job, policy, packed, begin, e, sums);
-  if (begin < end) softmax_rows_in_scratch<Affine>(job, policy, begin, end, sums);
+    packed_rows<abreast>(job, policy, packed, begin, e, sums);
+  for (; begin + lanes <= end; begin += lanes) packed_rows<1>(job, policy, packed, begin, e, sums);
+  if (begin < end) softmax_rows_in_scratch(job, AnyPolicy<float>(policy), begin, end, sums);
 }
 
 // Whether rows are few numbers that follow one another.
@@ -223,25 +225,18 @@ bool rows_are_packed(const SoftmaxRows<S>& job) {
 // The one place that chooses a traversal by shape.
 template <class S, class Policy>
 void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
-  const bool affine = job.scale || job.bias, dense = rows_are_adjacent(job);
 #if defined(IMBLOSS_MOVES_LANES)
   if constexpr (std::is_same_v<Accumulate<S>, float>) {
     if (rows_are_packed(job)) {
-      if (job.classes == 2 && affine) return softmax_pairs<true>(job, policy, begin, end, sums);
-      if (job.classes == 2) return softmax_pairs<false>(job, policy, begin, end, sums);
-      if (affine) softmax_packed_rows<true>(job, policy, begin, end, sums);
-      else softmax_packed_rows<false>(job, policy, begin, end, sums);
-      return;
+      if (job.classes == 2) return softmax_pairs(job, policy, begin, end, sums);
+      return softmax_packed_rows(job, policy, begin, end, sums);
     }
   }
 #endif
-  const bool wide = job.logits_strides.cls == 1 && (!job.grad || job.grad_strides.cls == 1) && !job.margin;
-  if (wide && affine) return softmax_wide_rows<true>(job, policy, begin, end, sums);
-  if (wide) return softmax_wide_rows<false>(job, policy, begin, end, sums);
-  if (dense && affine) softmax_dense_rows<true>(job, policy, begin, end, sums);
-  else if (dense) softmax_dense_rows<false>(job, policy, begin, end, sums);
-  else if (affine) softmax_rows_in_scratch<true>(job, policy, begin, end, sums);
-  else softmax_rows_in_scratch<false>(job, policy, begin, end, sums);
+  const AnyPolicy<Accumulate<S>> any(policy);
+  if (rows_are_wide(job)) softmax_wide_rows(job, any, begin, end, sums);
+  else if (rows_are_adjacent(job)) softmax_dense_rows(job, any, begin, end, sums);
+  else softmax_rows_in_scratch(job, any, begin, end, sums);
 }
 
 }  // namespace imbloss

@@ -29,7 +29,7 @@ IMBLOSS_INLINE void store_pairs(S* p, Vec<float, U> first, Vec<float, U> second)
 }
 
 // U vectors of rows from `first` on.
-template <int U, bool Affine, class S, class Policy>
+template <int U, class S, class Policy>
 IMBLOSS_INLINE void pair_rows(const SoftmaxRows<S>& job, const Policy& policy, Exponent<Vec<float, U>> gamma,
                               int64_t first, BlockSums& sums) {
   constexpr int lanes = kLanes<float>, count = U * lanes;
@@ -50,7 +50,7 @@ IMBLOSS_INLINE void pair_rows(const SoftmaxRows<S>& job, const Policy& policy, E
 
   Pair<U> z = load_pairs<U>(job.logits + 2 * first);
   IMBLOSS_UNROLL
-  for (int c = 0; c < 2 && Affine; c++) {
+  for (int c = 0; c < 2; c++) {
     if (job.scale) z.of[c] = z.of[c] * job.scale[c];
     if (job.bias) z.of[c] = z.of[c] + job.bias[c];
   }
@@ -81,21 +81,20 @@ IMBLOSS_INLINE void pair_rows(const SoftmaxRows<S>& job, const Policy& policy, E
   W other = f.other * e_other, grad[2] = {select(is_second, other, f.target), select(is_second, f.target, other)};
   IMBLOSS_UNROLL
   for (int c = 0; c < 2; c++) {
-    if (Affine && job.scale) grad[c] = grad[c] * job.scale[c];
+    if (job.scale) grad[c] = grad[c] * job.scale[c];
     if (!all_count) grad[c] = select(W(0) < load<U>(counts), grad[c], W(0));
   }
   store_pairs<U>(job.grad + 2 * first, grad[0], grad[1]);
 }
 
-template <bool Affine, class S, class Policy>
+template <class S, class Policy>
 void softmax_pairs(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
   constexpr int abreast = 4, lanes = kLanes<float>;
   const auto gammas = shared_gamma<Vec<float, abreast>>(job);
   const auto gamma = shared_gamma<Vec<float>>(job);
-  for (; begin + abreast * lanes <= end; begin += abreast * lanes)
-    pair_rows<abreast, Affine>(job, policy, gammas, begin, sums);
-  for (; begin + lanes <= end; begin += lanes) pair_rows<1, Affine>(job, policy, gamma, begin, sums);
-  if (begin < end) softmax_rows_in_scratch<Affine>(job, policy, begin, end, sums);
+  for (; begin + abreast * lanes <= end; begin += abreast * lanes) pair_rows<abreast>(job, policy, gammas, begin, sums);
+  for (; begin + lanes <= end; begin += lanes) pair_rows<1>(job, policy, gamma, begin, sums);
+  if (begin < end) softmax_rows_in_scratch(job, AnyPolicy<float>(policy), begin, end, sums);
 }
 #endif
 

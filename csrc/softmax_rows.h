@@ -109,7 +109,7 @@ A exp_and_sum(A* e, int64_t n, A top) {
 
 // Up to one vector of rows at a time: each row's exponentials into scratch, then value and slope of all rows in
 // lanes, then the gradient from scratch. For any number of classes and any strides.
-template <bool Affine, class S, class Policy>
+template <class S, class Policy>
 void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end,
                              BlockSums& sums) {
   using A = Accumulate<S>;
@@ -132,7 +132,7 @@ void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, in
 
       V largest(-kInfinity<A>);
       for_lanes<A>(job.classes, [&](int64_t c, int count) {
-        V z = load_logits<Affine>(job, x, c, count);
+        V z = load_logits(job, x, c, count);
         store(e + c, z);
         largest = max(largest, z);
       });
@@ -163,14 +163,13 @@ void softmax_rows_in_scratch(const SoftmaxRows<S>& job, const Policy& policy, in
       S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
       A* e = scratch.data() + r * padded;
       e[rows.label[r]] = -rows.others[r];  // times `other` it is slope * q
-      for_lanes<A>(job.classes,
-                   [&](int64_t c, int count) { store_grad<Affine>(job, g, c, count, load(e + c) * other[r]); });
+      for_lanes<A>(job.classes, [&](int64_t c, int count) { store_grad(job, g, c, count, load(e + c) * other[r]); });
     }
   }
 }
 
 // Dense logits: a vector of neighbouring rows at a time, everything in lanes, the classes one after the other.
-template <bool Affine, class S, class Policy>
+template <class S, class Policy>
 void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
   constexpr int most = 4 * kLanes<A>;
@@ -183,8 +182,8 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     const S* x = row_of(job.logits, job.logits_strides, job.inner, row);
     auto logits = [&](int64_t c) {
       V z = load_rows<U>(x + c * job.logits_strides.cls, n);
-      if (Affine && job.scale) z = z * job.scale[c];
-      if (Affine && job.bias) z = z + job.bias[c];
+      if (job.scale) z = z * job.scale[c];
+      if (job.bias) z = z + job.bias[c];
       return z;
     };
     V large(0), top(0);
@@ -248,7 +247,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     const auto mask = V(0) < load<U>(counts);
     for (int64_t c = 0; c < job.classes; c++) {
       V grad = load<U>(e + c * width) * f.other;
-      if (Affine && job.scale) grad = grad * job.scale[c];
+      if (job.scale) grad = grad * job.scale[c];
       if (!all_count) grad = select(mask, grad, V(0));  // 0 whatever an ignored row's logits are
       store_rows(g + c * job.grad_strides.cls, n, grad);
     }
@@ -256,7 +255,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
 }
 
 // ---- the gradient from a forward's stats, for any upstream gradient ----------------------------------------------
-template <bool Affine, class S>
+template <class S>
 void backward_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
   for (int64_t row = begin; row < end; row++) {
@@ -270,16 +269,15 @@ void backward_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockS
     const A other = up * job.stats[kOther * job.stats_stride + row];
     const S* x = row_of(job.logits, job.logits_strides, job.inner, row);
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);
-    for_lanes<A>(job.classes, [&](int64_t c, int n) {
-      store_grad<Affine>(job, g, c, n, exp(load_logits<Affine>(job, x, c, n) - top) * other);
-    });
+    for_lanes<A>(job.classes,
+                 [&](int64_t c, int n) { store_grad(job, g, c, n, exp(load_logits(job, x, c, n) - top) * other); });
     A target = up * job.stats[kTarget * job.stats_stride + row];
-    if (Affine && job.scale) target *= job.scale[y];
+    if (job.scale) target *= job.scale[y];
     store_one(g + y * job.grad_strides.cls, target);
   }
 }
 
-template <bool Affine, class S>
+template <class S>
 void backward_dense_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
   for_row_vectors<A>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
@@ -300,16 +298,16 @@ void backward_dense_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, 
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);
     for (int64_t c = 0; c < job.classes; c++) {
       V z = load_rows<U>(x + c * job.logits_strides.cls, n);
-      if (Affine && job.scale) z = z * job.scale[c];
-      if (Affine && job.bias) z = z + job.bias[c];
+      if (job.scale) z = z * job.scale[c];
+      if (job.bias) z = z + job.bias[c];
       V grad = exp(z - top) * other;
-      if (Affine && job.scale) grad = grad * job.scale[c];
+      if (job.scale) grad = grad * job.scale[c];
       store_rows(g + c * job.grad_strides.cls, n, select(mask, grad, V(0)));
     }
     for (int r = 0; r < n; r++) {
       if (label[r] < 0) continue;
       A target = up[r] * stats[kTarget * job.stats_stride + r];
-      if (Affine && job.scale) target *= job.scale[label[r]];
+      if (job.scale) target *= job.scale[label[r]];
       store_one(g + label[r] * job.grad_strides.cls + r, target);
     }
   });
@@ -317,11 +315,8 @@ void backward_dense_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, 
 
 template <class S>
 void softmax_rows_backward(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
-  const bool affine = job.scale || job.bias, dense = rows_are_adjacent(job);
-  if (dense && affine) backward_dense_rows<true>(job, begin, end, sums);
-  else if (dense) backward_dense_rows<false>(job, begin, end, sums);
-  else if (affine) backward_rows<true>(job, begin, end, sums);
-  else backward_rows<false>(job, begin, end, sums);
+  if (rows_are_adjacent(job)) backward_dense_rows(job, begin, end, sums);
+  else backward_rows(job, begin, end, sums);
 }
 
 }  // namespace imbloss

@@ -88,7 +88,7 @@ struct SlopeSums {
 };
 
 // One row at a time, lanes along its classes; for any strides.
-template <bool Affine, class S, class T, class Policy>
+template <class S, class T, class Policy>
 void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy,
                           int64_t begin, int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
@@ -111,7 +111,7 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
     const T* t = targets.probabilities ? row_of(targets.probabilities, targets.strides, job.inner, row) : nullptr;
     V largest(-kInfinity<A>);
     for_lanes<A>(job.classes, [&](int64_t c, int n) {
-      V z = load_logits<Affine>(job, x, c, n);
+      V z = load_logits(job, x, c, n);
       store(slopes + c, z);
       largest = max(largest, z);
     });
@@ -157,13 +157,13 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
     const V all_top(sum(sums_of_slopes.top.value())), all_others(sum(sums_of_slopes.others.value()));
     for_lanes<A>(job.classes, [&](int64_t c, int n) {
       V grad = class_grad(load(slopes + c), load(e + c), e_others, inverse_total, all_top, all_others);
-      store_grad<Affine>(job, g, c, n, grad * factor);
+      store_grad(job, g, c, n, grad * factor);
     });
   }
 }
 
 // Dense logits: a vector of neighbouring rows at a time, everything in lanes, the classes one after the other.
-template <bool Affine, class S, class T, class Policy>
+template <class S, class T, class Policy>
 void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t begin,
                      int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
@@ -186,8 +186,8 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
     V top(-kInfinity<A>);
     for (int64_t c = 0; c < job.classes; c++) {
       V z = load_rows<U>(x + c * job.logits_strides.cls, n);
-      if (Affine && job.scale) z = z * job.scale[c];
-      if (Affine && job.bias) z = z + job.bias[c];
+      if (job.scale) z = z * job.scale[c];
+      if (job.bias) z = z + job.bias[c];
       store(slopes + c * width, z);
       top = max(top, z);
     }
@@ -242,7 +242,7 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
       V grad =
           class_grad(load<U>(slopes + c * width), load<U>(e + c * width), e_others, inverse_total, all_top, all_others);
       grad = select(mask, grad * load<U>(factor), V(0));
-      if (Affine && job.scale) grad = grad * job.scale[c];
+      if (job.scale) grad = grad * job.scale[c];
       store_rows(g + c * job.grad_strides.cls, n, grad);
     }
   });
@@ -252,14 +252,11 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
 template <class S, class T, class Policy>
 void softmax_soft_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t begin,
                        int64_t end, BlockSums& sums) {
-  const bool affine = job.scale || job.bias;
   // labels are compared as numbers of type A, exact up to 2^24
   const bool dense =
       rows_are_adjacent(job) && job.classes <= (1 << 24) && (!targets.probabilities || targets.strides.inner == 1);
-  if (dense && affine) soft_dense_rows<true>(job, targets, policy, begin, end, sums);
-  else if (dense) soft_dense_rows<false>(job, targets, policy, begin, end, sums);
-  else if (affine) soft_rows_in_scratch<true>(job, targets, policy, begin, end, sums);
-  else soft_rows_in_scratch<false>(job, targets, policy, begin, end, sums);
+  if (dense) soft_dense_rows(job, targets, policy, begin, end, sums);
+  else soft_rows_in_scratch(job, targets, policy, begin, end, sums);
 }
 
 }  // namespace imbloss

@@ -9,25 +9,25 @@ namespace imbloss {
 inline constexpr int kAbreast = 2;  // vectors worked on side by side
 
 // z = scale x + bias of U vectors from class c on, or of a part of one.
-template <bool Affine, int U, class S>
+template <int U, class S>
 IMBLOSS_INLINE Vec<Accumulate<S>, U> wide_logits(const SoftmaxRows<S>& job, const S* x, int64_t c) {
   auto z = load<U>(x + c);
-  if (Affine && job.scale) z = z * load<U>(job.scale + c);
-  if (Affine && job.bias) z = z + load<U>(job.bias + c);
+  if (job.scale) z = z * load<U>(job.scale + c);
+  if (job.bias) z = z + load<U>(job.bias + c);
   return z;
 }
-template <bool Affine, class S>
+template <class S>
 IMBLOSS_INLINE Vec<Accumulate<S>> wide_logits(const SoftmaxRows<S>& job, const S* x, int64_t c,
                                               Part<Accumulate<S>> part) {
   using A = Accumulate<S>;
   Vec<A> z = load(x + c, part, A(0));
-  if (Affine && job.scale) z = z * load(job.scale + c, part, A(0));
-  if (Affine && job.bias) z = z + load(job.bias + c, part, A(0));
+  if (job.scale) z = z * load(job.scale + c, part, A(0));
+  if (job.bias) z = z + load(job.bias + c, part, A(0));
   return z;
 }
 
 // Writes exp(z) of classes first to last - 1 into e, returns their sum in lanes, and takes their |z| into `largest`.
-template <bool Affine, class S, class V>
+template <class S, class V>
 IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulate<S>* e, int64_t first, int64_t last,
                                 V& largest) {
   using A = Accumulate<S>;
@@ -40,7 +40,7 @@ IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulat
     while (c + step <= last) {
       Vec<A, kAbreast> run(0);
       for (const int64_t end = std::min(last - step, c + (kRun - 1) * step); c <= end; c += step) {
-        Vec<A, kAbreast> z = wide_logits<Affine, kAbreast>(job, x, c), exponentials = exp(z);
+        Vec<A, kAbreast> z = wide_logits<kAbreast>(job, x, c), exponentials = exp(z);
         large = max(large, abs(z));
         store(e + c, exponentials);
         run = run + exponentials;
@@ -51,14 +51,14 @@ IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulat
     largest = max(largest, fold(large, [](V a, V b) { return max(a, b); }));
   }
   for (; c + lanes <= last; c += lanes) {
-    V z = wide_logits<Affine, 1>(job, x, c), exponentials = exp(z);
+    V z = wide_logits<1>(job, x, c), exponentials = exp(z);
     largest = max(largest, abs(z));
     store(e + c, exponentials);
     total = total + exponentials;
   }
   if (c < last) {
     const Part<A> part = first_lanes<A>(static_cast<int>(last - c));
-    V z = wide_logits<Affine>(job, x, c, part), exponentials = select(part, exp(z), V(0));
+    V z = wide_logits(job, x, c, part), exponentials = select(part, exp(z), V(0));
     largest = max(largest, abs(z));
     store(e + c, exponentials);
     total = total + exponentials;
@@ -85,27 +85,34 @@ IMBLOSS_INLINE int64_t next_vector(int64_t c, int64_t lanes, int64_t classes) {
 }
 
 // Writes exp(z) of all classes into e, and takes their |z| into `largest`.
-template <bool Affine, class S, class V>
+template <class S, class V>
 IMBLOSS_INLINE void exp_of_all_classes(const SoftmaxRows<S>& job, const S* x, Accumulate<S>* e, V& largest) {
   for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) {
-    V z = wide_logits<Affine, 1>(job, x, c);
+    V z = wide_logits<1>(job, x, c);
     largest = max(largest, abs(z));
     store(e + c, exp(z));
   }
 }
 
 // Writes e * factor, times the scale, into a row of the gradient.
-template <bool Affine, class S>
+template <class S>
 IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g) {
   using V = Vec<Accumulate<S>>;
   for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) {
     V grad = load(e + c) * factor;
-    if (Affine && job.scale) grad = grad * load(job.scale + c);
+    if (job.scale) grad = grad * load(job.scale + c);
     store(g + c, grad);
   }
 }
 
-template <bool Affine, class S, class Policy>
+// Whether classes lie side by side, a vector of them at least.
+template <class S>
+bool rows_are_wide(const SoftmaxRows<S>& job) {
+  return job.classes >= kLanes<Accumulate<S>> && job.logits_strides.cls == 1 &&
+         (!job.grad || job.grad_strides.cls == 1) && !job.margin;
+}
+
+template <class S, class Policy>
 void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
   using V = Vec<A>;
@@ -117,6 +124,7 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   Scratch<A> scratch(batch * room);
   for (int r = 0; r < batch; r++) std::fill_n(scratch.data() + r * room + job.classes, room - job.classes, A(0));
   RowLanes<S, lanes> rows;
+  std::fill_n(rows.top, lanes, A(0));  // what exponentials are relative to
   Exponent<V> gamma = shared_gamma<V>(job);
 
   for (int64_t first = begin; first < end; first += batch) {
@@ -134,15 +142,15 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       const S* x = row_of(job.logits, job.logits_strides, job.inner, first + r);
       A* e = scratch.data() + r * room;
       if (job.classes >= many) {
-        others[r] = exp_of_classes<Affine>(job, x, e, 0, y, largest);
-        others[r] = others[r] + exp_of_classes<Affine>(job, x, e, y + 1, job.classes, largest);
+        others[r] = exp_of_classes(job, x, e, 0, y, largest);
+        others[r] = others[r] + exp_of_classes(job, x, e, y + 1, job.classes, largest);
       } else {
-        exp_of_all_classes<Affine>(job, x, e, largest);
+        exp_of_all_classes(job, x, e, largest);
         e[y] = 0;
       }
       rows.target_z[r] = load_one(x + y);
-      if (Affine && job.scale) rows.target_z[r] *= job.scale[y];
-      if (Affine && job.bias) rows.target_z[r] += job.bias[y];
+      if (job.scale) rows.target_z[r] *= job.scale[y];
+      if (job.bias) rows.target_z[r] += job.bias[y];
     }
     for (int r = 0; r < n && job.classes < many; r++) {
       if (rows.label[r] >= 0) others[r] = sum_of_classes(scratch.data() + r * room, padded);
@@ -151,7 +159,7 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
     V target_z = load(rows.target_z);
     largest = max(largest, abs(target_z));
     if (!(max_lane(largest) <= kSmallLogit)) {
-      softmax_rows_in_scratch<Affine>(job, policy, first, first + n, sums);
+      softmax_rows_in_scratch(job, policy, first, first + n, sums);
       continue;
     }
     if (job.gamma_high) gamma = {load(rows.gamma_high), load(rows.gamma_low)};
@@ -169,7 +177,7 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
       A* e = scratch.data() + r * room;
       e[rows.label[r]] = -rows.others[r];  // times `other` it is slope * q
-      scale_classes<Affine>(job, e, other[r], g);
+      scale_classes(job, e, other[r], g);
     }
   }
 }
