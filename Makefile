@@ -1,5 +1,6 @@
 # make demo   sets up .venv, builds, and compares losses on real imbalanced data
 # make test   the same set-up, then the whole test suite
+# make test-all   that, and the whole table in the interpreter of Triton: half an hour
 # make lint   what reviewers would otherwise have to say
 # make bench  benchmarks of this machine
 # Every target sets up what it needs, once; a second call reinstalls nothing.
@@ -17,13 +18,17 @@ CORE := setup.py $(wildcard csrc/*)
 
 export IMBLOSS_REQUIRE_CORE := 1
 
-.PHONY: demo test lint bench core clean
+.PHONY: demo test test-all lint bench core clean
 
 demo: $(VENV)/.lab
 	$(BIN)/imbloss compare
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# the whole table in Triton's interpreter, beside the rest
+test-all: test
+	TRITON_INTERPRET=1 IMBLOSS_BACKEND=triton IMBLOSS_TEST_ALL=1 $(BIN)/python -m pytest -m triton
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

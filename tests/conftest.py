@@ -17,7 +17,14 @@ if _C.loaded():
     _C._module.set_fill_new_tensors(True)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ALL = os.environ.get("IMBLOSS_TEST_ALL") == "1"  # `make test-all`
+SHARE = 8  # of the parametrised cases, one in so many is for the interpreter, which is slow
 CANARIES = 128  # elements on either side
+
+
+def pytest_collection_modifyitems(items):
+    if INTERPRETED and not ALL:
+        items[:] = [item for i, item in enumerate(items) if not hasattr(item, "callspec") or i % SHARE == 0]
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import INTERPRETED
 from losses import LOSSES, Loss, uneven
 
 import imbloss
@@ -80,6 +81,11 @@ class Case:
         if "counts" in k:
             return {"bias": functional.log_shares(k["counts"])}
         return {"bias": k.get("tau", 1.0) * k["prior"].log()} if "prior" in k else {}
+
+    @property
+    def largest_scale(self):
+        """What multiplies e^z at most."""
+        return max(1.0, float(self.constants().get("scale", torch.ones(1)).max()))
 
     def bound(self):
         """docs/math.md, "Accuracy": what the rounding of z_j - max z costs a float32 gradient; nothing else may."""
@@ -172,11 +178,11 @@ def assert_accurate(c, upstream, got):
     row = bound.amax(1)
     # a sum of rows is as accurate as its rows
     assert_within(got[0], want[0], (row if got[0].dim() else row.amax() if row.numel() else 0) * want[0].abs())
-    tiny = 1e-36 * max(1.0, float(c.constants().get("scale", torch.ones(1)).max()))  # times what multiplies e^z
-    assert_within(got[1], want[1], bound * c.scale(upstream, want[1]), tiny)
+    assert_within(got[1], want[1], bound * c.scale(upstream, want[1]), 1e-36 * c.largest_scale)
 
 
 @pytest.mark.isa
+@pytest.mark.triton
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("loss, sample", SAMPLES)
 def test_float32_equals_the_float64_reference(loss, sample, classes):
@@ -198,6 +204,7 @@ DENSE = {
 
 
 @pytest.mark.isa
+@pytest.mark.triton
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("loss, sample", SAMPLES)
 def test_dense_logits(loss, sample, layout):
@@ -212,6 +219,7 @@ def test_dense_logits(loss, sample, layout):
         assert_accurate(c, upstream, got)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("loss", EVERY)
 def test_the_gradient_has_the_strides_of_dense_logits(loss):
     for layout in ("contiguous", "channels last"):
@@ -233,9 +241,12 @@ def half_steps(got, want, dtype):
 
 
 @pytest.mark.isa
+@pytest.mark.triton
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("loss, sample", SAMPLES)
 def test_half_precision_is_the_float64_gradient_rounded_once(loss, sample, dtype):
+    # Triton's interpreter truncates to bfloat16 where a GPU rounds
+    steps = 2 if INTERPRETED and dtype == torch.bfloat16 else 1
     sizes = (2, (65,), 3), (10, (33,), 6), (17, (64,), 6), (100, (7,), 3), (1203, (16,), 3), (5, (2, 3, 33), 3)
     for classes, shape, spread in sizes:
         c = case(loss, sample, classes, shape, dtype, spread)
@@ -244,10 +255,12 @@ def test_half_precision_is_the_float64_gradient_rounded_once(loss, sample, dtype
                 upstream = upstream.expand(shape)
             got, want = c.run(upstream=upstream), c.truth(upstream)
             assert got[0].dtype == got[1].dtype == dtype
-            assert half_steps(got[0], want[0], dtype).le(1).all()
+            assert half_steps(got[0], want[0], dtype).le(steps).all()
             # where the terms of soft targets cancel, float32 has no more to give
             cancelled = (got[1].double() - want[1]).abs() <= c.bound() * c.scale(upstream, want[1])
-            assert (half_steps(got[1], want[1], dtype).le(1) | (cancelled if c.soft else False)).all()
+            if INTERPRETED:  # and values under 1e-36 count as 0
+                want = want[0], torch.where(want[1].abs() < 1e-36 * c.largest_scale, got[1], want[1])
+            assert (half_steps(got[1], want[1], dtype).le(steps) | (cancelled if c.soft else False)).all()
 
 
 @pytest.mark.parametrize("loss, sample", SAMPLES)
@@ -270,6 +283,7 @@ def test_gradcheck_and_gradgradcheck(loss, sample):
 
 
 @pytest.mark.isa
+@pytest.mark.triton
 @pytest.mark.parametrize("spread", [1.0, 5.0, 50.0])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0, 2.0, 3.3, 5.0])
 def test_no_digit_is_lost_however_sure_the_model_is(gamma, spread):
@@ -294,6 +308,7 @@ def test_no_digit_is_lost_however_sure_the_model_is(gamma, spread):
 
 
 @pytest.mark.isa
+@pytest.mark.triton
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", EVERY)
@@ -328,6 +343,7 @@ def test_infinite_and_nan_logits_stay_in_their_rows(loss, dtype, dense):
 
 
 @pytest.mark.isa
+@pytest.mark.triton
 @pytest.mark.parametrize("dense", [False, True])
 def test_infinite_and_nan_logits_with_soft_targets(dense):
     for function in (imbloss.cross_entropy, lambda *a, **k: imbloss.focal_loss(*a, gamma=0.5, **k)):
@@ -348,6 +364,7 @@ def test_infinite_and_nan_logits_with_soft_targets(dense):
         assert value[3:5].isnan().all() and grad[3:5].isnan().all()
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("loss", EVERY)
 def test_nothing_that_counts(loss, smoothing):
@@ -367,6 +384,7 @@ def test_nothing_that_counts(loss, smoothing):
         assert value.shape == shape and (value == 0).all() and (grad == 0).all()
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("loss, sample", SAMPLES)
 def test_one_sample_without_a_batch_dimension(loss, sample):
     batch = case(loss, sample, 10, (1,))
@@ -389,6 +407,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss, sample", SAMPLES)
 def test_any_strides(loss, sample, layout):
