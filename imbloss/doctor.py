@@ -6,6 +6,7 @@ Needs torch and numpy alone; cli.py makes it a table.
 import contextlib
 import importlib
 import importlib.metadata
+import inspect
 import os
 import platform
 import time
@@ -86,24 +87,35 @@ def _processor() -> str:
 # ---- whether it is right -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Check:
-    """A loss to compare with its reference in float64; later losses are added as rows."""
+    """A loss to compare with its reference in float64."""
 
     function: str
     keywords: Callable[[Tensor], dict] = lambda counts: {}  # of the training counts
     soft: bool = False  # probabilities as targets
 
 
+def softmax_losses() -> list[Check]:
+    """Every public loss of (logits, target), with counts or a prior of the classes if it takes them."""
+    found = []
+    for name in imbloss.__all__:
+        function = getattr(imbloss, name)
+        parameters = list(inspect.signature(function).parameters) if inspect.isfunction(function) else []
+        if parameters[:2] != ["logits", "target"] or not hasattr(reference, name):
+            continue
+        if "counts" in parameters:
+            found.append(Check(name, lambda counts: {"counts": counts}))
+        elif "prior" in parameters:
+            found.append(Check(name, lambda counts: {"prior": counts / counts.sum()}))
+        else:
+            found.append(Check(name))
+    return found
+
+
 CHECKS = (
-    Check("cross_entropy"),
+    *softmax_losses(),
     Check("cross_entropy", lambda counts: {"label_smoothing": 0.1, "weight": counts / counts.mean()}),
-    Check("focal_loss", lambda counts: {"prior": counts / counts.sum()}),
     Check("focal_loss", lambda counts: {"gamma": 0.5, "weight": counts / counts.mean()}),
     Check("focal_loss", lambda counts: {"gamma": 1.5}, soft=True),
-    Check("poly_loss", lambda counts: {"gamma": 1.0}),
-    Check("balanced_softmax_loss", lambda counts: {"counts": counts}),
-    Check("logit_adjusted_loss", lambda counts: {"prior": counts / counts.sum(), "tau": 1.5}),
-    Check("ldam_loss", lambda counts: {"counts": counts, "scale": 4.0}),
-    Check("vs_loss", lambda counts: {"counts": counts}),
 )
 SHAPES = ((65, 2), (33, 10), (17, 37), (9, 100), (5, 1203), (2, 7, 5, 9))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -127,13 +139,18 @@ class Result:
         return f"{self.dtype} {'x'.join(map(str, self.shape))}: {what}"
 
 
+def long_tailed_counts(classes: int) -> Tensor:
+    """From 1000 down to 10, in float64."""
+    return (1000 * 0.01 ** torch.linspace(0, 1, classes, dtype=torch.float64)).round()
+
+
 def parity(device: str = "cpu", checks: Iterable[Check] = CHECKS) -> list[Result]:
     """Value and gradient of every loss on a device against the float64 reference, in a second or so."""
     generator = torch.Generator().manual_seed(0)
     results = []
     for shape in SHAPES:
         rows, classes = (shape[0], *shape[2:]), shape[1]
-        counts = (1000 * 0.01 ** (torch.arange(classes).double() / (classes - 1))).round()
+        counts = long_tailed_counts(classes)
         logits = 3 * torch.randn(shape, generator=generator)
         target = torch.randint(classes, rows, generator=generator)
         shares = torch.randn(shape, generator=generator).softmax(1)
