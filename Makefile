@@ -1,7 +1,7 @@
 # make demo   sets up .venv, builds, and compares losses on real imbalanced data
 # make test   the same set-up, then the whole test suite
 # make lint   what reviewers would otherwise have to say
-# make bench  benchmarks of this machine
+# make bench  benchmarks of this machine, into docs/performance.md
 # Every target sets up what it needs, once; a second call reinstalls nothing.
 #
 #   PYTHON=python3.12        the Python that .venv is made of
@@ -32,7 +32,8 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror csrc/*
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks report
 
 core: $(VENV)/.dev
 

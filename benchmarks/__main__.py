@@ -25,7 +25,7 @@ MACHINE = (
 
 def machine() -> dict:
     found = environment()
-    return {name: found[name] for name in MACHINE}
+    return {name: found[name] for name in MACHINE} | {"cpus": os.cpu_count()}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> None:
         if now != before["machine"]:
             raise SystemExit(f"expected {options.json} to be of this machine and these versions: choose another --json")
         results = before
-    results["machine"] |= {"date": datetime.date.today().isoformat()}
-    print(f"{results['machine']}, load {os.getloadavg()[0]:.1f}")
+    results["machine"] |= {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
+    print(results["machine"])
 
     def wanted(*names: str) -> bool:
         return any(options.only in name for name in names)

@@ -59,12 +59,10 @@ def check_agreement(case: Case) -> None:
 
 def interleaved(calls: Mapping[str, Call], rounds: int = ROUNDS, budget: float = BUDGET) -> dict[str, list[float]]:
     """Seconds a call, of each provider and round; calls are repeated to fill the budget, "imbloss" deciding."""
-    for call in calls.values():
+    for call in calls.values():  # the first compiles, the second settles
         call()
         call()
-    start = time.perf_counter()
-    calls["imbloss"]()
-    repeats = max(1, int(budget / (time.perf_counter() - start)))
+    repeats = max(1, int(budget / min(_seconds(calls["imbloss"]) for _ in range(5))))
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -78,6 +76,12 @@ def interleaved(calls: Mapping[str, Call], rounds: int = ROUNDS, budget: float =
                     break
             seconds[name].append(spent / done)
     return seconds
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def summary(seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float | list[float]]]:
@@ -118,7 +122,10 @@ def timed(case: Case, rounds: int, budget: float, compiled: bool) -> dict:
 
 # ---- memory ------------------------------------------------------------------------------------------------------
 def peak_of_call(call: Call) -> int:
-    """Bytes of resident memory that a call needs at its peak, beyond what was there before; Linux only."""
+    """Bytes of resident memory that a call needs at its peak, beyond what was there before; Linux only.
+
+    Right within a few hundred kilobytes: the kernel counts pages in batches.
+    """
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)  # free memory that is kept would hide small buffers
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")

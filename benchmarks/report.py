@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def dumps(results: dict) -> str:
 
 
 def write(results: dict, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(render(results))
     for name, figure in plots(results):
         path = out.parent / name
@@ -45,7 +47,8 @@ def render(results: dict) -> str:
         "`python -m benchmarks run` measured (`make bench` is both). Not edited by hand.",
         f"{machine['processor']}, {machine['threads']} threads, core `{machine['core']}`, "
         f"imbloss {machine['imbloss']}, torch {machine['torch']}, Python {machine['python']}, "
-        f"transparent huge pages `{machine['huge_pages']}`, {machine['platform']}, {machine['date']}.",
+        f"transparent huge pages `{machine['huge_pages']}`, {machine['platform']}, {machine['date']}, load average "
+        f"{machine['load']} at the start.",
         "All providers of a case take turns, round by round, in one process; a ratio is the median over the rounds of "
         "rival over imbloss: above 1, imbloss is faster. Read the ratios: a time by itself says more about the "
         'machine. "By hand" is what people write in PyTorch, torch.compile is that compiled (`dynamic=False`); before '
@@ -53,6 +56,11 @@ def render(results: dict) -> str:
         'a focal loss. "Copy" is one `Tensor.copy_` of the logits into memory that is already there, the bound for '
         "work that must read and write them once; imbloss writes its gradient to new memory.",
     ]
+    if machine["load"] > machine["cpus"] / 2:
+        parts.append(
+            f"**The machine was busy with other work (load {machine['load']} on {machine['cpus']} CPUs): these figures "
+            "are not to be relied on, measure again.**"
+        )
     for section in _sections(results):
         entries = [entry for entry in results["cases"].values() if entry["section"] == section]
         parts += [f"## {SECTIONS.get(section, section.capitalize())}", f"`python -m benchmarks run --only {section}`"]
@@ -70,7 +78,11 @@ def render(results: dict) -> str:
             "Small networks on the CPU; the share is that of the loss, forward and backward, in the whole step, and "
             "the peak what a step needs beyond the parameters."
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part if part.startswith(("|", "#")) else _wrapped(part) for part in parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _sections(results: dict) -> list[str]:

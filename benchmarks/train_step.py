@@ -135,9 +135,19 @@ def trainer(workload: Workload, provider: str) -> Callable[[], tuple[float, floa
     return step
 
 
+def _check_agreement(workload: Workload) -> None:
+    torch.manual_seed(0)
+    model, x, y = workload.build()
+    with torch.no_grad():
+        logits = model(x)
+        ours, by_hand = (workload.losses[name](logits, y) for name in ("imbloss", "eager"))
+    torch.testing.assert_close(ours, by_hand, rtol=1e-4, atol=0)
+
+
 def timed(name: str, rounds: int) -> dict:
     """A workload's entry in the results: providers take turns step by step."""
     workload = WORKLOADS[name]
+    _check_agreement(workload)
     steps = {provider: trainer(workload, provider) for provider in workload.losses}
     taken = {provider: [] for provider in steps}
     for step in steps.values():
