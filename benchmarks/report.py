@@ -217,7 +217,7 @@ def _plot_ratios(entries: list[dict]):
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="time of the rival / time of imbloss, forward and backward; bars: quartiles over rounds")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=4)
     return figure
 
 
