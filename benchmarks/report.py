@@ -76,7 +76,7 @@ def render(results: dict) -> str:
         parts += ["## A training step", "`python -m benchmarks run --only steps`", _steps_table(results["steps"])]
         parts.append(
             "Small networks on the CPU; the share is that of the loss, forward and backward, in the whole step, and "
-            "the peak what a step needs beyond the parameters."
+            "the peak what a step needs beyond what is there between two steps."
         )
     return "\n\n".join(part if part.startswith(("|", "#")) else _wrapped(part) for part in parts) + "\n"
 
