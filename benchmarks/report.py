@@ -217,7 +217,8 @@ def _plot_ratios(entries: list[dict]):
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="time of the rival / time of imbloss, forward and backward; bars: quartiles over rounds")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4)
+    if _rivals(entries):
+        figure.legend(loc="outside upper center", ncols=4)
     return figure
 
 
