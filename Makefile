@@ -2,7 +2,7 @@
 # make test   the same set-up, then the whole test suite
 # make test-all   that, and the whole table in the interpreter of Triton: half an hour
 # make lint   what reviewers would otherwise have to say
-# make bench  benchmarks of this machine
+# make bench  benchmarks of this machine, into docs/performance.md
 # Every target sets up what it needs, once; a second call reinstalls nothing.
 #
 #   PYTHON=python3.12        the Python that .venv is made of
@@ -37,7 +37,8 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror csrc/*
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks report
 
 core: $(VENV)/.dev
 

@@ -1,6 +1,8 @@
 """The `imbloss` command."""
 
 import sys
+from collections.abc import Iterator
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -8,6 +10,7 @@ try:
     import rich.box
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 except ImportError as error:
@@ -115,6 +118,50 @@ def _show(results: dict) -> None:
             cells.append(f"[bold]{cell}[/]" if mean == best[score] else cell)
         table.add_row(METHODS[name].title, *cells)
     console.print(table)
+
+
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="Where the parity check computes: cpu, cuda or xpu.")] = "cpu",
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the findings to this file, too."),
+    ] = None,
+) -> None:
+    """Say what is installed, what computes, and whether it computes right. Exit code 0: all is well."""
+    from imbloss.doctor import examine
+
+    findings = examine(device)
+    if json:
+        try:
+            json.write_text(dumps(findings, indent=2) + "\n")
+        except OSError as error:
+            raise _fail(error) from None
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in _findings(findings):
+        table.add_row(name.replace("_", " "), escape(value))
+    Console(highlight=False, soft_wrap=True).print(table)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    for problem in findings["problems"]:
+        errors.print(f"imbloss: {problem}", markup=False)
+    if findings["problems"]:
+        raise typer.Exit(1)
+    typer.echo("All is well.")
+
+
+def _findings(findings: dict) -> Iterator[tuple[str, str]]:
+    """Rows of the doctor's table."""
+    for name, value in findings["environment"].items():
+        if name == "build":
+            if value:
+                yield name, f"{value['compiler']}, torch {value['torch']}, {value['flags']}"
+        else:
+            yield name, ", ".join(value) if isinstance(value, list) else str(value)
+    parity = findings["parity"]
+    yield "parity", f"{parity['checks']} checks on {parity['device']} in {parity['seconds']} s"
+    for dtype, worst in parity["worst_eps"].items():
+        error = "not finite" if worst is None else f"{worst} eps"
+        yield f"worst {dtype}", f"{error}, {parity['allowed_eps']} allowed"
 
 
 if __name__ == "__main__":

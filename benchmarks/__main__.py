@@ -1,0 +1,92 @@
+"""python -m benchmarks run       measure, into benchmarks/results.json
+python -m benchmarks report    docs/performance.md and its plots from that
+
+`run --only WORD` measures the cases whose name or section contains WORD, and replaces these in results of the same
+machine and versions. docs/performance.md is written by `report` alone.
+"""
+
+import argparse
+import datetime
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure, report, train_step
+from benchmarks.cases import CASES
+from imbloss.doctor import environment
+
+ROOT = Path(__file__).parent.parent
+MACHINE = (
+    "imbloss", "torch", "triton", "python", "platform", "processor", "core", "backend", "huge_pages", "threads",
+)  # fmt: skip
+
+
+def machine() -> dict:
+    found = environment()
+    return {name: found[name] for name in MACHINE} | {"cpus": os.cpu_count()}
+
+
+def run(options: argparse.Namespace) -> None:
+    results = {"machine": machine(), "cases": {}, "memory": {}, "steps": {}}
+    if options.only and options.json.exists():
+        before = json.loads(options.json.read_text())
+        now = {**before["machine"], **results["machine"]}
+        if now != before["machine"]:
+            raise SystemExit(f"expected {options.json} to be of this machine and these versions: choose another --json")
+        results = before
+    results["machine"] |= {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
+    print(results["machine"])
+
+    def wanted(*names: str) -> bool:
+        return any(options.only in name for name in names)
+
+    def save() -> None:
+        options.json.write_text(report.dumps(results))
+
+    for case in CASES:
+        if wanted(case.name, case.section):
+            key = f"{case.section}: {case.name}"
+            entry = measure.timed(case, options.rounds, options.budget, not options.no_compile)
+            results["cases"][key] = entry
+            ratios = ", ".join(f"{n} {p['ratio'][1]:.2f}" for n, p in entry["providers"].items() if n != "imbloss")
+            print(f"{key:50} {entry['providers']['imbloss']['seconds'] * 1e6:10.1f} us; over it: {ratios}", flush=True)
+            save()
+    for case in CASES:
+        if case.peak and wanted(case.name, "memory"):
+            peaks = measure.peaks(case, not options.no_compile)
+            logits = case.inputs()[0]
+            results["memory"][case.name] = {"gradient": logits.numel() * logits.element_size(), "peaks": peaks}
+            print(f"memory: {case.name}: " + ", ".join(f"{n} {b / 1e6:.1f} MB" for n, b in peaks.items()), flush=True)
+            save()
+    for name in train_step.WORKLOADS:
+        if wanted(name, "steps"):
+            results["steps"][name] = train_step.timed(name, options.rounds)
+            print(f"steps: {name}: {results['steps'][name]['providers']}", flush=True)
+            save()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run")
+    running.add_argument("--only", default="", help="cases whose name or section contains this word")
+    running.add_argument("--rounds", type=int, default=measure.ROUNDS)
+    running.add_argument("--budget", type=float, default=measure.BUDGET, help="seconds a provider and round")
+    running.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes 10 s a case")
+    running.set_defaults(command=run)
+    reporting = commands.add_parser("report")
+    reporting.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
+    reporting.set_defaults(command=lambda o: report.write(json.loads(o.json.read_text()), o.out))
+    for command in (running, reporting):
+        command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
+    options = parser.parse_args()
+    if torch.are_deterministic_algorithms_enabled():
+        raise SystemExit("expected deterministic algorithms to be off: they fill new memory")
+    options.command(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""The table: one row a piece of work, and everybody who does it. Adding a benchmark is adding a row.
+
+Rivals are what people write by hand, torch.compile of that, torch's own function of the same inputs, and a peer where
+one is installed. They are checked to compute the same before they are timed.
+"""
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import imbloss
+from imbloss import reference
+from imbloss.doctor import long_tailed_counts, softmax_losses
+
+Inputs = tuple[Tensor, ...]
+Provider = Callable[..., object]  # a function of the inputs
+Call = Callable[[], object]
+
+# These do other, lesser work than imbloss: "builtin" is cross entropy whatever the loss, "copy" one copy of the inputs.
+YARDSTICKS = ("builtin", "copy")
+
+
+def forward_and_backward(loss: Provider, logits: Tensor, *rest: Tensor) -> Call:
+    def step():
+        logits.grad = None
+        loss(logits, *rest).backward()
+
+    return step
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    function: str  # the public name that is measured
+    detail: str  # the size and whatever else is special
+    inputs: Callable[[], Inputs]  # the same for all providers
+    # "imbloss", "eager" (by hand; "compile" is made of it), "builtin", or a peer's name
+    providers: dict[str, Provider]
+    work: Callable[..., Call] = forward_and_backward  # (provider, *inputs) -> what is timed
+    section: str = "losses"  # of the report
+    copies: bool = True  # whether one copy of the first input is a bound for the work
+    peak: bool = False  # whether its peak memory is measured, too
+
+    @property
+    def name(self) -> str:
+        return f"{self.function} {self.detail}"
+
+
+# ---- by hand -----------------------------------------------------------------------------------------------------
+def log_p_of(x, y):
+    return F.log_softmax(x, 1).gather(1, y.unsqueeze(1)).squeeze(1)
+
+
+def focal(gamma=2.0, weight=None):
+    def loss(x, y):
+        log_p = log_p_of(x, y)
+        loss = -((1 - log_p.exp()) ** gamma) * log_p
+        if weight is None:
+            return loss.mean()
+        w = weight[y]
+        return (w * loss).sum() / w.sum()
+
+    return loss
+
+
+def soft_focal(x, t):
+    log_p = F.log_softmax(x, 1)
+    return -(t * (1 - log_p.exp()) ** 2 * log_p).sum(1).mean()
+
+
+def poly(x, y):
+    log_p = log_p_of(x, y)
+    return (-log_p + (1 - log_p.exp())).mean()
+
+
+def adjusted(offset):
+    return lambda x, y: F.cross_entropy(x + offset, y)
+
+
+def ldam(counts, max_margin=0.5, scale=30.0):
+    margins = counts**-0.25
+    margins = margins * (max_margin / margins.max())
+
+    def loss(x, y):
+        is_target = torch.zeros_like(x, dtype=torch.bool).scatter_(1, y.unsqueeze(1), True)
+        return F.cross_entropy(scale * torch.where(is_target, x - margins[y].unsqueeze(1), x), y)
+
+    return loss
+
+
+def vs(counts, gamma=0.15, tau=1.0):
+    factor, offset = (counts / counts.max()) ** gamma, tau * (counts / counts.sum()).log()
+    return lambda x, y: F.cross_entropy(factor * x + offset, y)
+
+
+def kornia_focal(x, y):
+    """kornia's "mean" is over rows and classes."""
+    losses = importlib.import_module("kornia.losses")
+    return x.shape[1] * losses.focal_loss(x, y, alpha=None, gamma=2.0, reduction="mean")
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+def softmax_case(
+    function: str,
+    shape: tuple[int, ...],
+    ours: Provider,
+    eager: Provider,
+    *,
+    note: str = "",
+    builtin: Provider = F.cross_entropy,
+    peer: tuple[str, Provider] | None = None,
+    dtype: torch.dtype = torch.float32,
+    soft: bool = False,
+    upstream: float = 1.0,
+    **options,
+) -> Case:
+    def inputs():
+        logits = torch.randn(shape, dtype=dtype).requires_grad_()
+        if soft:
+            return logits, torch.randn(shape).softmax(1).to(dtype)
+        return logits, torch.randint(shape[1], (shape[0], *shape[2:]))
+
+    providers = {"imbloss": ours, "eager": eager, "builtin": builtin}
+    if peer and importlib.util.find_spec(peer[0]):
+        providers[peer[0]] = peer[1]
+    if upstream != 1:
+        providers = {k: lambda *args, loss=loss: loss(*args) * upstream for k, loss in providers.items()}
+    detail = "x".join(map(str, shape)) + (f" {note}" if note else "")
+    return Case(function, detail, inputs, providers, **options)
+
+
+def focal_case(*shape: int, **options) -> Case:
+    return softmax_case("focal_loss", shape, imbloss.focal_loss, focal(), peer=("kornia", kornia_focal), **options)
+
+
+def others(classes: int = 100, rows: int = 4096) -> list[Case]:
+    """The other losses of the test table, at one size."""
+    counts = long_tailed_counts(classes).float()
+    prior, weight = counts / counts.sum(), imbloss.class_balanced_weights(counts).float()
+    shape = rows, classes
+
+    def weighted(x, y):
+        return F.cross_entropy(x, y, weight=weight)
+
+    def smoothed(x, y):
+        return F.cross_entropy(x, y, label_smoothing=0.1)
+
+    return [
+        softmax_case("cross_entropy", shape, imbloss.cross_entropy, F.cross_entropy),
+        softmax_case(
+            "cross_entropy", shape, imbloss.CrossEntropy(weight=weight), weighted, builtin=weighted, note="weight"
+        ),
+        softmax_case(
+            "cross_entropy", shape, imbloss.CrossEntropy(label_smoothing=0.1), smoothed, builtin=smoothed,
+            note="smoothing",
+        ),
+        softmax_case("cross_entropy", shape, imbloss.CrossEntropy(prior=prior), adjusted(prior.log()), note="prior"),
+        softmax_case("poly_loss", shape, imbloss.poly_loss, poly),
+        softmax_case("balanced_softmax_loss", shape, imbloss.BalancedSoftmaxLoss(counts=counts), adjusted(prior.log())),
+        softmax_case(
+            "logit_adjusted_loss", shape, imbloss.LogitAdjustedLoss(prior=prior, tau=1.5), adjusted(1.5 * prior.log())
+        ),
+        softmax_case("ldam_loss", shape, imbloss.LDAMLoss(counts=counts), ldam(counts)),
+        softmax_case("vs_loss", shape, imbloss.VSLoss(counts=counts), vs(counts)),
+    ]  # fmt: skip
+
+
+def variants(*shape: int) -> list[Case]:
+    """Focal loss of one size with everything that may be special."""
+    weight = imbloss.class_balanced_weights(long_tailed_counts(shape[1])).float()
+    return [
+        focal_case(*shape, upstream=3.7, note="upstream 3.7"),
+        focal_case(*shape, dtype=torch.bfloat16, note="bfloat16"),
+        softmax_case("focal_loss", shape, imbloss.FocalLoss(gamma=1.5), focal(1.5), note="gamma 1.5"),
+        softmax_case("focal_loss", shape, imbloss.FocalLoss(weight=weight), focal(weight=weight), note="weight"),
+        softmax_case("focal_loss", shape, imbloss.focal_loss, soft_focal, soft=True, note="soft"),
+    ]
+
+
+def against_the_reference(but: set[str], classes: int = 100, rows: int = 4096) -> Iterator[Case]:
+    """Losses that have no row yet, so that to add a loss is to touch nothing here.
+
+    reference.py is written for its digits, and a rival written by hand is faster: better add a row.
+    """
+    counts = long_tailed_counts(classes).float()
+    for loss in softmax_losses():
+        if loss.function not in but:
+            ours, theirs = (
+                functools.partial(getattr(module, loss.function), **loss.keywords(counts))
+                for module in (imbloss, reference)
+            )
+            yield softmax_case(loss.function, (rows, classes), ours, theirs, note="against reference.py")
+
+
+CASES = [
+    focal_case(32, 10),
+    focal_case(4096, 10),
+    focal_case(65536, 10),
+    focal_case(1_000_000, 2),
+    focal_case(1024, 37),
+    focal_case(1024, 100),
+    focal_case(4096, 257),
+    focal_case(4096, 1000),
+    focal_case(2048, 32000, peak=True),
+    focal_case(2048, 32000, dtype=torch.bfloat16, note="bfloat16"),
+    focal_case(4, 19, 256, 512, peak=True),
+    focal_case(2, 150, 128, 128),
+    *variants(4096, 10),
+    *variants(4096, 1000),
+    softmax_case("focal_loss", (4, 19, 256, 512), imbloss.focal_loss, soft_focal, soft=True, note="soft"),
+    *others(),
+    *(focal_case(round(elements / 1000), 1000, section="scaling") for elements in (1e6, 3e6, 1e7, 3e7, 1e8)),
+]
+CASES += against_the_reference(but={case.function for case in CASES})
+assert len({(case.section, case.name) for case in CASES}) == len(CASES)
