@@ -269,6 +269,19 @@ struct Rows {
     return torch::stable::copy_(like, grad);
   }
 
+  // The gradient over the logits themselves.
+  template <class S>
+  Tensor grad_over_logits(SoftmaxRows<S>& job) const {
+    job.grad = static_cast<S*>(const_cast<void*>(logits.const_data_ptr()));
+    job.grad_strides = job.logits_strides;
+    return logits;
+  }
+  // Brings it to the caller's logits, where rows were a copy of them.
+  void give_over(const Tensor& grad) const {
+    Tensor callers = given;
+    if (grad.get() != given.get()) torch::stable::copy_(callers, grad);
+  }
+
   void check_target(const BlockSums& sums, int64_t ignore_index) const {
     if (sums.bad_row < 0) return;
     const int64_t got = static_cast<const int64_t*>(target.const_data_ptr())[sums.bad_row];
@@ -316,16 +329,18 @@ struct Call {
   Call(const Call&) = delete;
 
   void divide_by_mean(const OperandList& operands) {
-    if (const Tensor* normalizer = get(operands, kNormalizer)) {
-      divisor = numbers_in(*normalizer, "normalizer", 1)[0];
-    } else {
-      BlockSums sums = for_blocks(rows.count, 1, [&](int64_t begin, int64_t end, BlockSums& block) {
-        block.loss = total_weight(job, begin, end, block);
-      });
-      rows.check_target(sums, job.ignore_index);
-      divisor = sums.loss;
-    }
+    const Tensor* normalizer = get(operands, kNormalizer);
+    divisor = normalizer ? numbers_in(*normalizer, "normalizer", 1)[0] : checked_weight();
     job.inverse_divisor = static_cast<A>(1 / divisor);
+  }
+
+  // The weights of the rows that count, once all targets are in range.
+  double checked_weight() const {
+    BlockSums sums = for_blocks(rows.count, 1, [&](int64_t begin, int64_t end, BlockSums& block) {
+      block.loss = total_weight(job, begin, end, block);
+    });
+    rows.check_target(sums, job.ignore_index);
+    return sums.loss;
   }
 
   // One number, or one a row.
@@ -356,23 +371,28 @@ struct Call {
 
 // The losses come in the accumulation dtype. `numbers` are gamma and the policy's parameters.
 
-// One class a row: the loss and what its backward needs, the rows' stats or, with `keep_grad`, the gradient itself.
-std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, OperandList operands,
-                                           std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
-                                           std::string policy, bool keep_grad) {
+enum class Grad { kNone, kNew, kOverLogits };
+
+// One class a row: the loss and, with it, the gradient or else the rows' stats, which a backward needs.
+std::tuple<Tensor, Tensor> hard_rows(Tensor logits, Tensor target, const OperandList& operands,
+                                     const std::vector<double>& numbers, int64_t ignore_index, int64_t reduction,
+                                     const std::string& policy, Grad want) {
   Rows rows(std::move(logits), std::move(target));
   check_reduction(reduction);
   STD_TORCH_CHECK(!rows.probabilities, "expected target of dtype int64");
   STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
-  STD_TORCH_CHECK(!keep_grad || reduction != kNone, "expected a reduction where keep_grad is set");
+  STD_TORCH_CHECK(want != Grad::kNew || reduction != kNone, "expected a reduction where keep_grad is set");
   return with_storage(rows.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
     using S = decltype(storage);
     using A = Accumulate<S>;
     Call<S> call(rows, operands, numbers[0], ignore_index);
+    if (want == Grad::kOverLogits) call.checked_weight();  // nothing is lost to a bad target
     if (reduction == kMean) call.divide_by_mean(operands);
     const int64_t stats_shape[] = {kNumRowStats, rows.count};
-    Tensor kept = keep_grad ? rows.new_grad(call.job) : new_tensor({stats_shape, 2}, kScalarType<A>);
-    if (!keep_grad) {
+    Tensor kept = want == Grad::kNew          ? rows.new_grad(call.job)
+                  : want == Grad::kOverLogits ? rows.grad_over_logits(call.job)
+                                              : new_tensor({stats_shape, 2}, kScalarType<A>);
+    if (want == Grad::kNone) {
       call.job.stats = static_cast<A*>(kept.mutable_data_ptr());
       call.job.stats_stride = rows.count;
     }
@@ -380,8 +400,22 @@ std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, Operand
       return call.loss(
           reduction, [&](int64_t begin, int64_t end, BlockSums& sums) { softmax_rows(call.job, f, begin, end, sums); });
     });
-    return {loss, keep_grad ? rows.as_given(kept) : kept};
+    if (want == Grad::kOverLogits) rows.give_over(kept);
+    return {loss, want == Grad::kNew ? rows.as_given(kept) : kept};
   });
+}
+
+std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, OperandList operands,
+                                           std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
+                                           std::string policy, bool keep_grad) {
+  return hard_rows(std::move(logits), std::move(target), operands, numbers, ignore_index, reduction, policy,
+                   keep_grad ? Grad::kNew : Grad::kNone);
+}
+
+Tensor softmax_rows_in_place_op(Tensor logits, Tensor target, OperandList operands, std::vector<double> numbers,
+                                int64_t ignore_index, int64_t reduction, std::string policy) {
+  return std::get<0>(hard_rows(std::move(logits), std::move(target), operands, numbers, ignore_index, reduction, policy,
+                               Grad::kOverLogits));
 }
 
 Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, Tensor stats, OperandList operands,
@@ -404,12 +438,12 @@ Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, T
   });
 }
 
-// A distribution a row: the loss and, with `keep_grad`, its gradient (else nothing, in a tensor of no elements), times
+// A distribution a row: the loss and, where wanted, its gradient (else nothing, in a tensor of no elements), times
 // `upstream` where one is given.
 std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logits, Tensor target,
                                      const OperandList& operands, const std::vector<double>& numbers,
                                      double label_smoothing, int64_t ignore_index, int64_t reduction,
-                                     const std::string& policy, bool keep_grad) {
+                                     const std::string& policy, Grad want) {
   Rows rows(std::move(logits), std::move(target));
   check_reduction(reduction);
   STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
@@ -419,9 +453,12 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
     using S = decltype(storage);
     using A = Accumulate<S>;
     Call<S> call(rows, operands, numbers[0], ignore_index);
+    if (want == Grad::kOverLogits) call.checked_weight();  // nothing is lost to a bad target
     if (reduction == kMean) call.divide_by_mean(operands);
     if (upstream) call.read_upstream(std::move(*upstream));
-    Tensor grad = keep_grad ? rows.new_grad(call.job) : new_tensor({none, 1}, kScalarType<S>);
+    Tensor grad = want == Grad::kNew          ? rows.new_grad(call.job)
+                  : want == Grad::kOverLogits ? rows.grad_over_logits(call.job)
+                                              : new_tensor({none, 1}, kScalarType<S>);
     // Probabilities are read in the logits' dtype or the accumulation dtype.
     auto run = [&](auto target_storage) {
       using T = decltype(target_storage);
@@ -437,7 +474,8 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
     STD_TORCH_CHECK(!rows.probabilities || dtype == kScalarType<S> || dtype == kScalarType<A>,
                     "expected target probabilities of the logits' dtype or float32");
     Tensor loss = dtype == kScalarType<S> || !rows.probabilities ? run(S{}) : run(A{});
-    return {loss, keep_grad ? rows.as_given(grad) : grad};
+    if (want == Grad::kOverLogits) rows.give_over(grad);
+    return {loss, want == Grad::kNew ? rows.as_given(grad) : grad};
   });
 }
 
@@ -446,14 +484,21 @@ std::tuple<Tensor, Tensor> softmax_soft_rows_op(Tensor logits, Tensor target, Op
                                                 int64_t ignore_index, int64_t reduction, std::string policy,
                                                 bool keep_grad) {
   return soft_rows(std::nullopt, std::move(logits), std::move(target), operands, numbers, label_smoothing, ignore_index,
-                   reduction, policy, keep_grad);
+                   reduction, policy, keep_grad ? Grad::kNew : Grad::kNone);
+}
+
+Tensor softmax_soft_rows_in_place_op(Tensor logits, Tensor target, OperandList operands, std::vector<double> numbers,
+                                     double label_smoothing, int64_t ignore_index, int64_t reduction,
+                                     std::string policy) {
+  return std::get<0>(soft_rows(std::nullopt, std::move(logits), std::move(target), operands, numbers, label_smoothing,
+                               ignore_index, reduction, policy, Grad::kOverLogits));
 }
 
 Tensor softmax_soft_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, OperandList operands,
                                      std::vector<double> numbers, double label_smoothing, int64_t ignore_index,
                                      int64_t reduction, std::string policy) {
   return std::get<1>(soft_rows(std::move(upstream), std::move(logits), std::move(target), operands, numbers,
-                               label_smoothing, ignore_index, reduction, policy, true));
+                               label_smoothing, ignore_index, reduction, policy, Grad::kNew));
 }
 
 }  // namespace
@@ -464,7 +509,9 @@ void set_fill_new_tensors(bool fill) { fill_new_tensors = fill; }
 
 STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) {
   m.impl("softmax_rows", TORCH_BOX(&imbloss::softmax_rows_op));
+  m.impl("softmax_rows_", TORCH_BOX(&imbloss::softmax_rows_in_place_op));
   m.impl("softmax_rows_backward", TORCH_BOX(&imbloss::softmax_rows_backward_op));
   m.impl("softmax_soft_rows", TORCH_BOX(&imbloss::softmax_soft_rows_op));
+  m.impl("softmax_soft_rows_", TORCH_BOX(&imbloss::softmax_soft_rows_in_place_op));
   m.impl("softmax_soft_rows_backward", TORCH_BOX(&imbloss::softmax_soft_rows_backward_op));
 }

@@ -204,9 +204,11 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     bool all_count = true;
     for (int r = n; r < width; r++) rows.clear(r);
     for (int r = 0; r < n; r++) {
-      const bool counts = rows.read(job, row + r, r, sums);
-      all_count = all_count && counts;
-      if (!counts) continue;
+      if (!rows.read(job, row + r, r, sums)) {
+        all_count = false;
+        if (small) rows.target_z[r] = 1;  // p = 1
+        continue;
+      }
       A& z = e[rows.label[r] * width + r];
       rows.target_z[r] = z - (job.margin ? job.margin[rows.label[r]] : A(0));
       z = small ? A(0) : -kInfinity<A>;  // out of the sum of the others

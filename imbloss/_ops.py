@@ -41,6 +41,17 @@ _library.define(
     "float label_smoothing, int ignore_index, int reduction, str policy) -> Tensor",
     tags=_TAGS,
 )
+# The same with the gradient written over the logits.
+_library.define(
+    "softmax_rows_(Tensor(a!) logits, Tensor target, Tensor?[] operands, float[] numbers, int ignore_index, "
+    "int reduction, str policy) -> Tensor",
+    tags=_TAGS,
+)
+_library.define(
+    "softmax_soft_rows_(Tensor(a!) logits, Tensor target, Tensor?[] operands, float[] numbers, float label_smoothing, "
+    "int ignore_index, int reduction, str policy) -> Tensor",
+    tags=_TAGS,
+)
 # The order of `operands`, which may be empty instead; as in csrc/ops.cpp.
 OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
 
@@ -76,10 +87,18 @@ def _(grad_output, logits, *args):
     return torch.empty_like(logits)
 
 
+@torch.library.register_fake("imbloss::softmax_rows_", lib=_library)
+@torch.library.register_fake("imbloss::softmax_soft_rows_", lib=_library)
+def _(logits, target, operands, numbers, *options):
+    return _new_loss(logits, options[-2])
+
+
 # ---- backends ----------------------------------------------------------------------------------------------------
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
-    "softmax_rows": ("softmax_rows", "softmax_rows_backward", "softmax_soft_rows", "softmax_soft_rows_backward"),
+    "softmax_rows": tuple(
+        name + suffix for name in ("softmax_rows", "softmax_soft_rows") for suffix in ("", "_backward", "_")
+    ),
 }
 _ACCELERATORS = {"cuda": "CUDA", "xpu": "XPU"}  # device types, and their keys in the dispatcher; ROCm's are CUDA's
 _has_triton = importlib.util.find_spec("triton") is not None
@@ -167,6 +186,7 @@ class Traversal:
 
     forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
     backward: Callable[..., Tensor]  # (grad_output, kept, logits, target, operands, *options) -> gradient
+    in_place: Callable[..., Tensor]  # (logits, target, operands, *options) -> loss, with the gradient in the logits
     reference: Callable[..., Tensor]
     keeps: bool  # whether the backward needs what the forward kept
     _recomputed: Callable[..., Tensor] = field(init=False)
@@ -175,19 +195,25 @@ class Traversal:
         function = recomputed(self.forward, self.backward, self.reference_gradient)
         object.__setattr__(self, "_recomputed", function)
 
-    def __call__(self, logits: Tensor, target: Tensor, operands: Operands, options: tuple, reduced: bool) -> Tensor:
+    def __call__(
+        self, logits: Tensor, target: Tensor, operands: Operands, options: tuple, reduced: bool, inplace: bool = False
+    ) -> Tensor:
         kernels = _kernels["cpu"] if logits.is_cpu else _kernels_elsewhere(logits)
-        if (
-            kernels is None
-            or (kernels == "triton" and logits.dtype == torch.float64)
+        composed = (
+            (kernels == "triton" and logits.dtype == torch.float64)
             or _is_transformed()
             or forward_ad._current_level >= 0
             or target.requires_grad
-            or (operands and any(tensor is not None and tensor.requires_grad for tensor in operands))
-        ):
+            or any(tensor is not None and tensor.requires_grad for tensor in operands)
+        )
+        if inplace:
+            _check_in_place(logits, composed)
+        if kernels is None or composed:
             return self.reference(logits, target, operands, *options)
         if not (logits.requires_grad and torch.is_grad_enabled()):
             return self.forward(logits, target, operands, *options, False)[0]
+        if inplace:
+            return InPlace.apply(logits, (self, target, operands, options))
         if (
             not reduced
             or kernels == "triton"  # whether the upstream gradient is 1 would have to be waited for
@@ -262,6 +288,59 @@ class WithGrad(torch.autograd.Function):
         return grad, None
 
 
+def _check_in_place(logits: Tensor, composed: bool) -> None:
+    if torch.compiler.is_compiling():
+        reason = "torch.compile"
+    elif composed:
+        reason = "torch.func, forward mode, float64 in Triton or a gradient with respect to another tensor"
+    elif logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
+        reason = "logits that are a leaf of the graph and require grad"
+    elif _overlaps(logits):
+        reason = "logits whose elements share memory"
+    else:
+        return
+    raise RuntimeError(f"expected inplace=False, but got inplace=True with {reason}")
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements may be one place in memory."""
+    span = 1
+    for step, size in sorted(
+        (step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+    ):
+        if step < span:
+            return tensor.numel() > 0
+        span += (size - 1) * step
+    return False
+
+
+class InPlace(torch.autograd.Function):
+    """The forward writes the gradient over the logits, the backward scales it and hands it over."""
+
+    @staticmethod
+    def forward(ctx, logits, call):
+        traversal, target, operands, options = call
+        loss = traversal.in_place(logits, target, operands, *options)
+        torch.autograd.graph.increment_version(logits)  # whoever saved the logits finds them gone
+        ctx.grad = logits.detach()
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad, ctx.grad = ctx.grad, None
+        if grad is None:
+            raise RuntimeError(
+                "expected one backward through a loss with inplace=True, whose logits are gone, but got a second one"
+            )
+        if _wants_composition(grad_output):
+            raise RuntimeError(
+                "expected no gradient of the gradient of a loss with inplace=True, whose logits are gone"
+            )
+        if grad_output.dim() > 0:
+            return grad.mul_(grad_output.unsqueeze(1)), None
+        return grad if grad.is_cpu and grad_output.item() == 1 else grad.mul_(grad_output), None
+
+
 # torch.autograd.Function.apply without its layer for torch.func, which is not active here: a microsecond.
 _with_grad = super(torch.autograd.Function, WithGrad).apply  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -302,12 +381,14 @@ softmax_rows = Traversal(
     backward=lambda grad_output, stats, logits, target, operands, numbers, ignore_index, *_: (
         torch.ops.imbloss.softmax_rows_backward.default(grad_output, logits, target, stats, operands, ignore_index)
     ),
+    in_place=torch.ops.imbloss.softmax_rows_.default,
     reference=reference.softmax_rows,
     keeps=True,
 )
 softmax_soft_rows = Traversal(
     forward=torch.ops.imbloss.softmax_soft_rows.default,
     backward=lambda grad_output, _, *args: torch.ops.imbloss.softmax_soft_rows_backward.default(grad_output, *args),
+    in_place=torch.ops.imbloss.softmax_soft_rows_.default,
     reference=reference.softmax_soft_rows,
     keeps=False,
 )

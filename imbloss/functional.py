@@ -77,6 +77,7 @@ def focal_loss(
     tau: float = 1.0,
     label_smoothing: float = 0.0,
     detach_factor: bool = False,
+    inplace: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     sample_weight: Tensor | None = None,
@@ -101,6 +102,8 @@ def focal_loss(
         label_smoothing: share of the target's probability, in [0, 1], that is spread evenly over all classes.
         detach_factor: treat ``(1 - p)^gamma`` as a constant in the gradient, as a number of popular
             implementations do; not the paper's gradient.
+        inplace: write the gradient over the logits instead of into new memory: for logits that fill the memory and
+            that nobody needs any more. In half precision an upstream gradient other than 1 then rounds once more.
         ignore_index: target value of rows that do not count.
         reduction: "none" (shape (N, d1, ...)), "mean" (divided by the sum of ``weight[target] * sample_weight``
             over the rows that count; for target probabilities by the sum of ``sample_weight``; as
@@ -114,6 +117,9 @@ def focal_loss(
     Raises:
         IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU; elsewhere its row gives NaN).
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+        RuntimeError: ``inplace=True`` where the logits are a leaf that requires grad or overlap themselves, under
+            torch.compile, torch.func or forward mode, or where another tensor requires grad; and in the backward, a
+            second one, one of a gradient, or one through whatever else needed the logits.
 
     float16 logits need a GradScaler, as with every loss: small gradients underflow in float16.
 
@@ -130,7 +136,7 @@ def focal_loss(
         check_positive(gamma, "gamma", zero=True)
     return softmax_rows(
         logits, target, gamma=gamma, weight=weight, bias=bias, params=FOCAL_PARAMS[bool(detach_factor)],
-        label_smoothing=label_smoothing,
+        label_smoothing=label_smoothing, inplace=inplace,
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
     )  # fmt: skip
 
@@ -400,6 +406,7 @@ def softmax_rows(
     label_smoothing: float = 0.0,
     policy: str = "focal",
     params: list[float] = FOCAL_PARAMS[0],
+    inplace: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     sample_weight: Tensor | None = None,
@@ -442,11 +449,10 @@ def softmax_rows(
         if margin is not None:
             raise TypeError(f"expected target to be class indices, but got {describe(target)}")
         options = [gamma, *params], float(label_smoothing), ignore_index, reduced, policy
-        loss = _ops.softmax_soft_rows(logits, target, operands, options, reduced != 0)
+        loss = _ops.softmax_soft_rows(logits, target, operands, options, reduced != 0, inplace)
     else:
-        loss = _ops.softmax_rows(
-            logits, target, operands, ([gamma, *params], ignore_index, reduced, policy), reduced != 0
-        )
+        options = [gamma, *params], ignore_index, reduced, policy
+        loss = _ops.softmax_rows(logits, target, operands, options, reduced != 0, inplace)
     if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
         return loss
     return loss.to(logits.dtype)

@@ -117,6 +117,7 @@ class FocalLoss(CrossEntropy):
         tau: float = 1.0,
         label_smoothing: float = 0.0,
         detach_factor: bool = False,
+        inplace: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
@@ -135,10 +136,11 @@ class FocalLoss(CrossEntropy):
             check_number(gamma, "gamma", least=0, most=functional.MOST_GAMMA)
             self.gamma = gamma
         self.detach_factor = detach_factor
+        self.inplace = inplace
 
     def _constants(self) -> dict:
         params = functional.FOCAL_PARAMS[bool(self.detach_factor)]
-        return super()._constants() | {"gamma": self.gamma, "params": params}
+        return super()._constants() | {"gamma": self.gamma, "params": params, "inplace": self.inplace}
 
 
 class PolyLoss(_SoftmaxLoss):

@@ -54,6 +54,11 @@ class Loss:
     )
 
     @property
+    def inplace(self) -> bool:
+        """Whether the gradient may be written over the logits."""
+        return "inplace" in inspect.signature(self.function).parameters
+
+    @property
     def function(self) -> Callable[..., torch.Tensor]:
         return getattr(imbloss, self.name)
 

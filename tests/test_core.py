@@ -454,3 +454,103 @@ def test_infinities_mean_the_same_everywhere(backend):
     assert loss[[1, 2, 4]].isnan().all() and grad[[1, 2, 4]].isnan().all()
     assert loss[3] == inf and grad[3, 0] == -1 and grad[3].isfinite().all()
     assert loss[5].isfinite() and grad[5].isfinite().all() and grad[5, 2] == 0
+
+
+# ---- the gradient over the logits -----------------------------------------------------------------------------------
+def focal_in_place(z, y, **keywords):
+    return imbloss.focal_loss(z, y, inplace=True, **keywords)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_in_place_an_upstream_gradient_scales_what_is_there(reduction):
+    x, y = torch.randn(6, 5, requires_grad=True), torch.tensor([0, 1, 2, 3, 4, -100])
+    upstream = torch.linspace(1, 3, 6) if reduction == "none" else torch.tensor(3.7)
+    grads = []
+    for inplace in (False, True):
+        loss = imbloss.focal_loss(x * 2, y, reduction=reduction, inplace=inplace)
+        grads.append(torch.autograd.grad(loss, x, upstream)[0])
+    torch.testing.assert_close(*grads)
+
+
+def test_in_place_needs_no_memory_for_a_gradient():
+    x, y = torch.randn(64, 1000, requires_grad=True), torch.randint(0, 1000, (64,))
+    z = x * 1
+    loss = focal_in_place(z, y)
+    (grad,) = torch.autograd.grad(loss, z)
+    assert grad.data_ptr() == z.data_ptr() and torch.equal(grad, z)
+
+
+def test_in_place_whoever_else_needs_the_logits_notices():
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    z = x * 1
+    penalty = z.square().sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (focal_in_place(z, y) + penalty).backward()
+
+
+def test_in_place_a_second_backward_is_refused():
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    loss = focal_in_place(x * 1, y)
+    torch.autograd.grad(loss, x, retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"expected one backward .* but got a second one"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match="expected no gradient of the gradient"):
+        torch.autograd.grad(focal_in_place(x * 1, y), x, create_graph=True)
+
+
+IN_PLACE_REFUSED = {
+    "leaf": (lambda x, y: focal_in_place(x, y), "logits that are a leaf of the graph"),
+    "expanded": (lambda x, y: focal_in_place((x[:1] * 1).expand(4, 3), y), "logits whose elements share memory"),
+    "torch.func": (lambda x, y: torch.func.grad(lambda z: focal_in_place(z * 1, y))(x), "torch.func"),
+    "weight": (
+        lambda x, y: focal_in_place(x * 1, y, weight=torch.ones(3, requires_grad=True)), "another tensor",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_PLACE_REFUSED)
+def test_in_place_is_refused_before_anything_changes(name):
+    call, reason = IN_PLACE_REFUSED[name]
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    before = x.detach().clone()
+    with pytest.raises(RuntimeError, match=rf"expected inplace=False, but got inplace=True with .*{reason}"):
+        call(x, y)
+    assert torch.equal(x, before)
+
+
+def test_in_place_stays_out_of_compiled_graphs():
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(RuntimeError):
+        torch.compile(focal_in_place, backend="eager", fullgraph=True)(x * 1, y)
+    torch.compiler.reset()
+    torch.compile(focal_in_place, backend="eager")(x * 1, y).backward()
+    torch.testing.assert_close(x.grad, torch.autograd.grad(imbloss.focal_loss(x, y), x)[0])
+
+
+@pytest.mark.parametrize("options", [{"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1}])
+def test_in_place_a_bad_target_costs_nothing(options):
+    x = torch.randn(4, 3, requires_grad=True)
+    z = x * 1
+    before = z.detach().clone()
+    with pytest.raises(IndexError, match="but got 3 at index 3"):
+        focal_in_place(z, torch.tensor([0, 1, 2, 3]), **options)
+    assert torch.equal(z, before)
+
+
+def test_in_place_without_gradients_leaves_the_logits_alone():
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    before = x.clone()
+    assert torch.equal(focal_in_place(x, y), imbloss.focal_loss(x, y)) and torch.equal(x, before)
+    assert torch.equal(imbloss.FocalLoss(inplace=True)(x, y), imbloss.focal_loss(x, y))
+
+
+def test_in_place_operators_say_what_they_change():
+    for op, smoothing in ((torch.ops.imbloss.softmax_rows_, []), (torch.ops.imbloss.softmax_soft_rows_, [0.1])):
+        args = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), [], [2.0, 0.0], *smoothing, -100, 1, "focal"
+        torch.library.opcheck(op.default, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_large_gradients_lie_in_huge_pages():
+    x, y = torch.randn(1100, 1000, requires_grad=True), torch.randint(0, 1000, (1100,))
+    imbloss.focal_loss(x, y).backward()
+    assert x.grad.data_ptr() % (2 << 20) == 0 and x.grad.is_contiguous()

@@ -654,6 +654,35 @@ def test_the_fallback_computes_the_same(loss, sample):
                 assert_close(got, want, rtol=tolerance, atol=tolerance / 100)
 
 
+IN_PLACE = [
+    pytest.param(loss, name, id=f"{loss.name}-{name}") for loss in LOSSES if loss.inplace for name in loss.samples
+]
+
+
+@pytest.mark.isa
+@pytest.mark.triton
+@pytest.mark.parametrize("layout", ["rows", "transposed", "dense", "channels last", "height and width swapped"])
+@pytest.mark.parametrize("loss, sample", IN_PLACE)
+def test_the_gradient_over_the_logits_is_the_gradient(loss, sample, layout):
+    for dtype in (torch.float32, torch.bfloat16):
+        for classes in (2, 10, 100):
+            c = case(loss, sample, classes, (37,) if layout in ("rows", "transposed") else (2, 3, 16), dtype)
+            want = c.run()
+            leaf = c.logits.requires_grad_()
+            z = leaf * 1
+            if layout == "transposed":
+                z = z.t().contiguous().t()
+            elif layout == "channels last":
+                z = z.contiguous(memory_format=torch.channels_last)
+            elif layout == "height and width swapped":
+                z = z.transpose(2, 3).contiguous().transpose(2, 3)
+            value = c.replace(logits=z, keywords=c.keywords | {"inplace": True}).value()
+            (grad,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+            assert torch.equal(grad, z)
+            tolerance = 16 * torch.finfo(dtype).eps
+            assert_close((value.detach(), grad), want, rtol=tolerance, atol=tolerance / 100)
+
+
 # The tensors that a loss takes besides the logits, at 5 classes and 6 rows.
 DIFFERENTIABLE = [
     ("cross_entropy", {"weight": uneven(5)}),

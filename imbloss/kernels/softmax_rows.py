@@ -377,12 +377,6 @@ class _Call:
         return self.losses.sum() if self.divisor is None else self.losses.sum() / self.divisor
 
 
-def _new_grad(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """As torch.empty_like, and as rows."""
-    grad = torch.empty_like(logits)
-    return grad, _as_rows(grad)
-
-
 def _filled(grad: Tensor, rows: Tensor) -> Tensor:
     """The gradient whose rows were written, be they a view of it or not."""
     return grad if rows.data_ptr() == grad.data_ptr() else grad.copy_(rows.view(grad.shape))
@@ -410,9 +404,20 @@ def softmax_rows(logits, target, operands, numbers, ignore_index, reduction, pol
 
 
 def softmax_rows_backward(grad_output, logits, target, stats, operands, ignore_index):
+    grad = torch.empty_like(logits)
+    return _rows_backward(grad, grad_output, logits, target, stats, operands, ignore_index)
+
+
+def softmax_rows_(logits, target, operands, numbers, ignore_index, reduction, policy):
+    loss, stats = softmax_rows(logits, target, operands, numbers, ignore_index, reduction, policy, False)
+    _rows_backward(logits, torch.ones_like(loss), logits, target, stats, operands, ignore_index)
+    return loss
+
+
+def _rows_backward(grad, grad_output, logits, target, stats, operands, ignore_index):
+    """Fills `grad`, which may be the logits."""
     _, _, scale, bias, *_ = operands or [None] * len(OPERANDS)
-    rows = _as_rows(logits)
-    grad, grad_rows = _new_grad(logits)
+    rows, grad_rows = _as_rows(logits), _as_rows(grad)
     upstream, upstream_stride = _upstream(grad_output)
     _launch(
         softmax_rows_backward_kernel, rows,
@@ -432,9 +437,18 @@ def softmax_soft_rows(
 
 
 def softmax_soft_rows_backward(grad_output, logits, *args):
-    grad, grad_rows = _new_grad(logits)
+    grad = torch.empty_like(logits)
+    grad_rows = _as_rows(grad)
     _soft_rows(grad_output, grad_rows, logits, *args)
     return _filled(grad, grad_rows)
+
+
+def softmax_soft_rows_(logits, *args):
+    loss, _ = softmax_soft_rows(logits, *args, False)
+    grad_rows = _as_rows(logits)
+    _soft_rows(torch.ones_like(loss), grad_rows, logits, *args)
+    _filled(logits, grad_rows)
+    return loss
 
 
 def _soft_rows(
