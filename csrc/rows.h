@@ -145,6 +145,12 @@ IMBLOSS_INLINE void for_lanes(int64_t classes, F f) {
   if (c < classes) f(c, static_cast<int>(classes - c));
 }
 
+// The class at which the next vector begins, -1 after the last. That one ends with the last class: it may overlap the
+// one before, which costs less than a part of a vector.
+IMBLOSS_INLINE int64_t next_vector(int64_t c, int64_t lanes, int64_t classes) {
+  return c + lanes == classes ? -1 : std::min(c + lanes, classes - lanes);
+}
+
 // n lanes at p, `step` apart; the others hold `fill`.
 template <class S>
 IMBLOSS_INLINE Vec<Accumulate<S>> load_lanes(const S* p, int64_t step, int n, Accumulate<S> fill) {
@@ -219,9 +225,9 @@ bool rows_are_adjacent(const SoftmaxRows<S>& job) {
 }
 
 // Calls f(integral_constant<int, U>, row, n): `n` rows from `row` on that share their outer index, in U registers.
-template <class A, class F>
+template <class A, int abreast, class F>
 void for_row_vectors(int64_t inner, int64_t begin, int64_t end, F f) {
-  constexpr int abreast = 4, lanes = kLanes<A>;
+  constexpr int lanes = kLanes<A>;
   for (int64_t row = begin; row < end;) {
     const int64_t left = std::min(end, (row / inner + 1) * inner) - row;
     if (left >= abreast * lanes) {

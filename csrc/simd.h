@@ -13,6 +13,7 @@
 #endif
 
 #define IMBLOSS_INLINE inline __attribute__((always_inline))
+#define IMBLOSS_LAMBDA_INLINE __attribute__((always_inline))
 #define IMBLOSS_UNROLL _Pragma("GCC unroll 16")
 
 namespace imbloss {
@@ -193,6 +194,22 @@ IMBLOSS_INLINE R select_register(M m, R a, R b) {
 }
 #endif
 
+template <class R>
+IMBLOSS_INLINE R min_register(R a, R b) {  // the smaller; b where either is NaN
+#if defined(__AVX512F__)
+  if constexpr (sizeof(a[0]) == 4) return _mm512_min_ps(a, b);
+  else return _mm512_min_pd(a, b);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(a[0]) == 4) return _mm256_min_ps(a, b);
+  else return _mm256_min_pd(a, b);
+#elif defined(__SSE2__)
+  if constexpr (sizeof(a[0]) == 4) return __builtin_ia32_minps(a, b);
+  else return __builtin_ia32_minpd(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // p * 2^n for whole n <= 100 (900), p about 1. Underflow is gradual, down to 0.
 IMBLOSS_INLINE Register<float> scale_register(Register<float> p, Register<float> n) {
 #if defined(__AVX512F__)
@@ -226,6 +243,12 @@ template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> max(Vec<T, U> a, Vec<T, U> b) {
   IMBLOSS_UNROLL
   for (int i = 0; i < U; i++) a.r[i] = max_register(a.r[i], b.r[i]);
+  return a;
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> min(Vec<T, U> a, Vec<T, U> b) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = min_register(a.r[i], b.r[i]);
   return a;
 }
 template <class T, int U>
@@ -356,38 +379,69 @@ IMBLOSS_INLINE Vec<float> load_quads(const float* p, int64_t step) {
   return v;
 }
 
+// And back.
+IMBLOSS_INLINE void store_quads(float* p, int64_t step, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm_storeu_ps(p, _mm512_castps512_ps128(v.r[0]));
+  _mm_storeu_ps(p + step, _mm512_extractf32x4_ps(v.r[0], 1));
+  _mm_storeu_ps(p + 2 * step, _mm512_extractf32x4_ps(v.r[0], 2));
+  _mm_storeu_ps(p + 3 * step, _mm512_extractf32x4_ps(v.r[0], 3));
+#else
+  _mm_storeu_ps(p, _mm256_castps256_ps128(v.r[0]));
+  _mm_storeu_ps(p + step, _mm256_extractf128_ps(v.r[0], 1));
+#endif
+}
+
+// In each quad: a0 b0 a1 b1, and a2 b2 a3 b3.
+IMBLOSS_INLINE Vec<float> mix_low(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  a.r[0] = _mm512_unpacklo_ps(a.r[0], b.r[0]);
+#else
+  a.r[0] = _mm256_unpacklo_ps(a.r[0], b.r[0]);
+#endif
+  return a;
+}
+IMBLOSS_INLINE Vec<float> mix_high(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  a.r[0] = _mm512_unpackhi_ps(a.r[0], b.r[0]);
+#else
+  a.r[0] = _mm256_unpackhi_ps(a.r[0], b.r[0]);
+#endif
+  return a;
+}
+// In each quad: a0 a1 b0 b1, and a2 a3 b2 b3.
+IMBLOSS_INLINE Vec<float> low_halves(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  a.r[0] = _mm512_shuffle_ps(a.r[0], b.r[0], 0x44);
+#else
+  a.r[0] = _mm256_shuffle_ps(a.r[0], b.r[0], 0x44);
+#endif
+  return a;
+}
+IMBLOSS_INLINE Vec<float> high_halves(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  a.r[0] = _mm512_shuffle_ps(a.r[0], b.r[0], 0xee);
+#else
+  a.r[0] = _mm256_shuffle_ps(a.r[0], b.r[0], 0xee);
+#endif
+  return a;
+}
+
 // From quads (a, b, c, d), 4 numbers of 4 rows each: lane 4 k + j holds f over the k-th quad of the j-th vector.
 template <class F>
 IMBLOSS_INLINE Vec<float> reduce_quads(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d, F f) {
-  auto low = [](Vec<float> x, Vec<float> y) {
-    Vec<float> z;
-#if defined(__AVX512F__)
-    z.r[0] = _mm512_unpacklo_ps(x.r[0], y.r[0]);
-#else
-    z.r[0] = _mm256_unpacklo_ps(x.r[0], y.r[0]);
-#endif
-    return z;
-  };
-  auto high = [](Vec<float> x, Vec<float> y) {
-    Vec<float> z;
-#if defined(__AVX512F__)
-    z.r[0] = _mm512_unpackhi_ps(x.r[0], y.r[0]);
-#else
-    z.r[0] = _mm256_unpackhi_ps(x.r[0], y.r[0]);
-#endif
-    return z;
-  };
-  auto shuffle = [](Vec<float> x, Vec<float> y, auto which) {
-    Vec<float> z;
-#if defined(__AVX512F__)
-    z.r[0] = _mm512_shuffle_ps(x.r[0], y.r[0], decltype(which)::value);
-#else
-    z.r[0] = _mm256_shuffle_ps(x.r[0], y.r[0], decltype(which)::value);
-#endif
-    return z;
-  };
-  Vec<float> ab = f(low(a, b), high(a, b)), cd = f(low(c, d), high(c, d));  // a02 b02 a13 b13 in each quad
-  return f(shuffle(ab, cd, std::integral_constant<int, 0x44>{}), shuffle(ab, cd, std::integral_constant<int, 0xee>{}));
+  Vec<float> ab = f(mix_low(a, b), mix_high(a, b)), cd = f(mix_low(c, d), mix_high(c, d));  // a02 b02 a13 b13
+  return f(low_halves(ab, cd), high_halves(ab, cd));
+}
+
+// Quad k of v[i] takes the i-th numbers of the k-th quads of all four.
+IMBLOSS_INLINE void transpose_quads(Vec<float> (&v)[4]) {
+  Vec<float> ab = mix_low(v[0], v[1]), ab_high = mix_high(v[0], v[1]);
+  Vec<float> cd = mix_low(v[2], v[3]), cd_high = mix_high(v[2], v[3]);
+  v[0] = low_halves(ab, cd);
+  v[1] = high_halves(ab, cd);
+  v[2] = low_halves(ab_high, cd_high);
+  v[3] = high_halves(ab_high, cd_high);
 }
 #endif
 

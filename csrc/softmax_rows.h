@@ -47,7 +47,7 @@ template <class S, int size>
 struct RowLanes {
   using A = Accumulate<S>;
   int64_t label[size];
-  A top[size], target_z[size], others[size], weight[size], gamma_high[size], gamma_low[size];
+  A counts[size], top[size], target_z[size], others[size], weight[size], gamma_high[size], gamma_low[size];
 
   // Reads the target of row `row` into lane r; true where it counts.
   bool read(const SoftmaxRows<S>& job, int64_t row, int r, BlockSums& sums) {
@@ -56,6 +56,7 @@ struct RowLanes {
       clear(r);
       return false;
     }
+    counts[r] = 1;
     weight[r] = (job.weight ? job.weight[y] : A(1)) * sample_weight_of(job, row);
     if (job.gamma_high) {
       gamma_high[r] = job.gamma_high[y];
@@ -63,18 +64,15 @@ struct RowLanes {
     }
     return true;
   }
-  void clear(int r) { top[r] = target_z[r] = others[r] = weight[r] = gamma_high[r] = gamma_low[r] = 0; }
+  void clear(int r) { counts[r] = top[r] = target_z[r] = others[r] = weight[r] = gamma_high[r] = gamma_low[r] = 0; }
 
-  // Adds the losses of n rows from `row` on to the sum, in order, and stores what is wanted of them.
+  // Adds the losses of n rows from `row` on to the sum, and stores what is wanted of them.
   template <int U>
   void finished(const SoftmaxRows<S>& job, int64_t row, int n, const Finished<Vec<A, U>>& f, BlockSums& sums) {
-    A value[size];
-    store(value, f.value);
-    for (int r = 0; r < n; r++) {
-      if (label[r] < 0) value[r] = 0;  // even where the divisor is 0
-      sums.loss += value[r];
-      if (job.loss) job.loss[row + r] = value[r];
-    }
+    using V = Vec<A, U>;
+    const V value = select(V(0) < load<U>(counts), f.value, V(0));  // even where the divisor is 0
+    sums.loss += sum(value);
+    if (job.loss) store_rows(job.loss + row, n, value);
     if (!job.stats) return;
     A* stats = job.stats + row;
     store_rows(stats + kTop * job.stats_stride, n, load<U>(top));
@@ -176,7 +174,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
   Scratch<A> scratch(most * job.classes);
   A* const e = scratch.data();  // [class][row]
   RowLanes<S, most> rows;
-  for_row_vectors<A>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
+  for_row_vectors<A, 4>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
     constexpr int U = registers, width = U * kLanes<A>;
     using V = Vec<A, U>;
     const S* x = row_of(job.logits, job.logits_strides, job.inner, row);
@@ -241,12 +239,10 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     rows.finished(job, row, n, f, sums);
     if (!job.grad) return;
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);
-    A counts[width];
     for (int r = 0; r < n; r++) {
-      counts[r] = rows.label[r] >= 0;
       if (rows.label[r] >= 0) e[rows.label[r] * width + r] = -rows.others[r];  // times `other` it is slope * q
     }
-    const auto mask = V(0) < load<U>(counts);
+    const auto mask = V(0) < load<U>(rows.counts);
     for (int64_t c = 0; c < job.classes; c++) {
       V grad = load<U>(e + c * width) * f.other;
       if (job.scale) grad = grad * job.scale[c];
@@ -282,7 +278,7 @@ void backward_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockS
 template <class S>
 void backward_dense_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
-  for_row_vectors<A>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
+  for_row_vectors<A, 4>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
     constexpr int U = registers, width = U * kLanes<A>;
     using V = Vec<A, U>;
     int64_t label[width];

@@ -43,25 +43,52 @@ struct SoftTargets {
   }
 };
 
-// A class of a row. `e` is exp(z - top); the classes at the top have e = 1 and share the complement that was summed
-// from the others, all else has p <= 1/2, where 1 - p loses nothing.
-template <class V, class Policy>
-IMBLOSS_INLINE Point<V> class_point(const Policy& policy, Exponent<V> gamma, V below_top, V e, V e_others,
-                                    V inverse_total, V log_total) {
-  V p = e * inverse_total;
-  V q = select(e == V(1), e_others * inverse_total, 1 - p);
-  return policy(Row<V>{below_top - log_total, p, q}, gamma);
-}
-
-// d loss / d z_j = D_j - p_j sum D, from weighted slopes D. A single class at the top may have p near 1: its own D is
-// then taken out of both terms, D_j q_j - p_j (sum of the other D).
+// The exponentials of a row in lanes: the largest, and the sum of all others, from which its complement comes. All else
+// has p <= 1/2, where 1 - p loses nothing.
 template <class V>
-IMBLOSS_INLINE V class_grad(V slope, V e, V e_others, V inverse_total, V slopes_top, V slopes_others) {
-  V p = e * inverse_total;
-  V alone = slope * (e_others * inverse_total) - p * slopes_others;
-  auto single_top = (e == V(1)) & (e_others < V(1));
-  return select(single_top, alone, slope - p * (slopes_top + slopes_others));
-}
+struct Exponentials {
+  V top = V(0);
+  LongSum<V> others;
+
+  struct Run {
+    V others = V(0);
+  };
+  IMBLOSS_INLINE void add(Run& run, V e) {
+    run.others = run.others + min(top, e);
+    top = max(top, e);
+  }
+  void add(const Run& run) { others.add(run.others); }
+};
+
+// What a class needs to know of its row.
+template <class V>
+struct RowTerms {
+  V e_top, q_top, log_p_top, inverse_total, log_total;
+
+  RowTerms(V e_top, V e_others) : e_top(e_top) {
+    V total = e_top + e_others;
+    inverse_total = 1 / total;
+    q_top = e_others * inverse_total;
+    log_p_top = -log1p(e_others / e_top);
+    log_total = log(total);
+  }
+
+  // A class of the row, with e = exp(z).
+  template <class Policy>
+  IMBLOSS_INLINE Point<V> point(const Policy& policy, Exponent<V> gamma, V z, V e) const {
+    V p = e * inverse_total;
+    const auto is_top = e == e_top;
+    return policy(Row<V>{select(is_top, log_p_top, z - log_total), p, select(is_top, q_top, 1 - p)}, gamma);
+  }
+
+  // d loss / d z_j = D_j - p_j sum D, from weighted slopes D. A single class at the top may have p near 1: its own D is
+  // then taken out of both terms, D_j q_j - p_j (sum of the other D).
+  IMBLOSS_INLINE V grad(V slope, V e, V slopes_top, V slopes_others) const {
+    V p = e * inverse_total;
+    const auto single_top = (e == e_top) & (q_top < V(0.5));
+    return select(single_top, slope * q_top - p * slopes_others, slope - p * (slopes_top + slopes_others));
+  }
+};
 
 // What a row sums over its classes: its loss, and the weighted slopes of the class at the top and of the others.
 template <class V>
@@ -71,8 +98,8 @@ struct SlopeSums {
   struct Run {
     V loss = V(0), top = V(0), others = V(0);
     // Takes in a class with its share of the target, and returns its weighted slope.
-    IMBLOSS_INLINE V add(V share, Point<V> point, V e) {
-      auto absent = share == V(0), is_top = e == V(1);
+    IMBLOSS_INLINE V add(V share, Point<V> point, V e, V e_top) {
+      auto absent = share == V(0), is_top = e == e_top;
       V slope = select(absent, V(0), share * point.slope);
       loss = loss + select(absent, V(0), share * point.value);  // nothing, even at log p = -inf
       top = top + select(is_top, slope, V(0));
@@ -116,22 +143,20 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
       largest = max(largest, z);
     });
     const A top = max_lane(largest);
-    LongSum<V> below;
-    V at_top(0);
+    Exponentials<V> all;
     for (int64_t c = 0; c < padded;) {
-      V run(0);
+      typename Exponentials<V>::Run run;
       for (const int64_t end = std::min(padded, c + kRun * lanes); c < end; c += lanes) {
         V z = load(slopes + c) - top, exponential = exp(z);
-        auto is_top = exponential == V(1);
         store(slopes + c, z);
         store(e + c, exponential);
-        run = run + select(is_top, V(0), exponential);
-        at_top = at_top + select(is_top, V(1), V(0));
+        all.add(run, exponential);
       }
-      below.add(run);
+      all.add(run);
     }
-    const V e_others(sum(below.value()) + (sum(at_top) - 1));
-    const V total = e_others + 1, inverse_total = 1 / total, log_total = log1p(e_others);
+    // across lanes: the largest of one is among the others of the row
+    const A lane_tops = sum(select(all.top == V(1), V(0), all.top)), at_top = sum(select(all.top == V(1), V(1), V(0)));
+    const RowTerms<V> terms(V(1), V(sum(all.others.value()) + (lane_tops + (at_top - 1))));
 
     SlopeSums<V> sums_of_slopes;
     for (int64_t from = 0; from < job.classes; from += kRun * lanes) {
@@ -141,10 +166,10 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
         if (job.gamma_high)
           gamma = {load_lanes(job.gamma_high + c, 1, n, A(0)), load_lanes(job.gamma_low + c, 1, n, A(0))};
         V exponential = load(e + c);
-        Point<V> point = class_point(policy, gamma, load(slopes + c), exponential, e_others, inverse_total, log_total);
+        Point<V> point = terms.point(policy, gamma, load(slopes + c), exponential);
         V share = targets.classes(job, t, label, c, n);
         if (job.weight) share = share * load_lanes(job.weight + c, 1, n, A(0));
-        store(slopes + c, run.add(share, point, exponential));
+        store(slopes + c, run.add(share, point, exponential, terms.e_top));
       });
       sums_of_slopes.add(run);
     }
@@ -156,56 +181,62 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
     const V factor(weight * job.inverse_divisor * upstream_of(job, row));
     const V all_top(sum(sums_of_slopes.top.value())), all_others(sum(sums_of_slopes.others.value()));
     for_lanes<A>(job.classes, [&](int64_t c, int n) {
-      V grad = class_grad(load(slopes + c), load(e + c), e_others, inverse_total, all_top, all_others);
+      V grad = terms.grad(load(slopes + c), load(e + c), all_top, all_others);
       store_grad(job, g, c, n, grad * factor);
     });
   }
 }
+
+inline constexpr int kSoftAbreast = 2;  // vectors of rows: with more of them sums do not fit into registers
 
 // Dense logits: a vector of neighbouring rows at a time, everything in lanes, the classes one after the other.
 template <class S, class T, class Policy>
 void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t begin,
                      int64_t end, BlockSums& sums) {
   using A = Accumulate<S>;
-  constexpr int most = 4 * kLanes<A>;
+  constexpr int most = kSoftAbreast * kLanes<A>;
   Scratch<A> scratch(2 * most * job.classes);
-  for_row_vectors<A>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
+  for_row_vectors<A, kSoftAbreast>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
     constexpr int U = registers, width = U * kLanes<A>;
     using V = Vec<A, U>;
     A* const e = scratch.data();  // [class][row]
     A* const slopes = e + job.classes * width;
     const S* x = row_of(job.logits, job.logits_strides, job.inner, row);
     const T* t = targets.probabilities ? row_of(targets.probabilities, targets.strides, job.inner, row) : nullptr;
-    A label[width], factor[width];
+    A label[width], counts[width];
     for (int r = 0; r < width; r++) {
       int64_t y = -1;
-      const bool counts = r < n && targets.counts(job, row + r, y, sums);
+      counts[r] = r < n && targets.counts(job, row + r, y, sums);
       label[r] = static_cast<A>(y);
-      factor[r] = counts ? sample_weight_of(job, row + r) : A(0);
     }
-    V top(-kInfinity<A>);
-    for (int64_t c = 0; c < job.classes; c++) {
+    const auto mask = V(0) < load<U>(counts);
+    V shift(0);
+    auto logits = [&](int64_t c) IMBLOSS_LAMBDA_INLINE {
       V z = load_rows<U>(x + c * job.logits_strides.cls, n);
       if (job.scale) z = z * job.scale[c];
       if (job.bias) z = z + job.bias[c];
-      store(slopes + c * width, z);
-      top = max(top, z);
-    }
-    LongSum<V> below;
-    V at_top(0);
-    for (int64_t c = 0; c < job.classes;) {
-      V run(0);
-      for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
-        V z = load<U>(slopes + c * width) - top, exponential = exp(z);
-        auto is_top = exponential == V(1);
-        store(slopes + c * width, z);
-        store(e + c * width, exponential);
-        run = run + select(is_top, V(0), exponential);
-        at_top = at_top + select(is_top, V(1), V(0));
+      return z - shift;
+    };
+    Exponentials<V> all;
+    for (bool again = false;; again = true) {
+      V largest(0);
+      for (int64_t c = 0; c < job.classes;) {
+        typename Exponentials<V>::Run run;
+        for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
+          V z = logits(c), exponential = exp(z);
+          largest = max(largest, abs(z));
+          store(e + c * width, exponential);
+          all.add(run, exponential);
+        }
+        all.add(run);
       }
-      below.add(run);
+      if (again || max_lane(largest) <= kSmallLogit) break;
+      V top(-kInfinity<A>);
+      for (int64_t c = 0; c < job.classes; c++) top = max(top, logits(c));
+      shift = top;
+      all = {};
     }
-    const V e_others = below.value() + (at_top - 1), inverse_total = 1 / (e_others + 1), log_total = log1p(e_others);
+    const RowTerms<V> terms(all.top, all.others.value());
 
     Exponent<V> gamma = shared_gamma<V>(job);
     SlopeSums<V> sums_of_slopes;
@@ -214,38 +245,136 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
       for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
         if (job.gamma_high) gamma = {V(job.gamma_high[c]), V(job.gamma_low[c])};
         V exponential = load<U>(e + c * width);
-        Point<V> point =
-            class_point(policy, gamma, load<U>(slopes + c * width), exponential, e_others, inverse_total, log_total);
+        Point<V> point = terms.point(policy, gamma, logits(c), exponential);
         V share = t ? load_rows<U>(t + c * targets.strides.cls, n)
                     : select(load<U>(label) == V(static_cast<A>(c)), V(1), V(0));
         share = share * targets.kept() + targets.spread(job);
         if (job.weight) share = share * job.weight[c];
-        store(slopes + c * width, run.add(share, point, exponential));
+        store(slopes + c * width, run.add(share, point, exponential, terms.e_top));
       }
       sums_of_slopes.add(run);
     }
-    A value[width], counts[width];
-    store(value, load<U>(factor) * sums_of_slopes.loss.value());
-    for (int r = 0; r < width; r++) {
-      counts[r] = r < n && (targets.probabilities || label[r] >= 0);
-      if (counts[r] == 0) value[r] = 0;
-      if (r >= n) continue;
-      sums.loss += value[r];
-      if (job.loss) job.loss[row + r] = value[r];
-      factor[r] *= job.inverse_divisor * upstream_of(job, row + r);
-    }
+    V factor = job.sample_weight ? load_rows<U>(job.sample_weight + row, n) : V(1);
+    const V value = select(mask, factor * sums_of_slopes.loss.value(), V(0));
+    sums.loss += sum(value);
+    if (job.loss) store_rows(job.loss + row, n, value);
     if (!job.grad) return;
-    const auto mask = V(0) < load<U>(counts);
+    factor = factor * job.inverse_divisor;
+    if (job.upstream) factor = factor * (job.upstream_per_row ? load_rows<U>(job.upstream + row, n) : V(*job.upstream));
     const V all_top = sums_of_slopes.top.value(), all_others = sums_of_slopes.others.value();
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);
     for (int64_t c = 0; c < job.classes; c++) {
-      V grad =
-          class_grad(load<U>(slopes + c * width), load<U>(e + c * width), e_others, inverse_total, all_top, all_others);
-      grad = select(mask, grad * load<U>(factor), V(0));
+      V grad = terms.grad(load<U>(slopes + c * width), load<U>(e + c * width), all_top, all_others);
+      grad = select(mask, grad * factor, V(0));
       if (job.scale) grad = grad * job.scale[c];
       store_rows(g + c * job.grad_strides.cls, n, grad);
     }
   });
+}
+
+// ---- few classes that lie side by side: a block of rows is turned into dense logits, and its gradient back ---------
+inline constexpr int64_t kMostTurned = 256;
+
+// [row][class] to [class][row], for n rows that are `step` apart and at most `width`.
+template <class S>
+void turn(const S* rows, int64_t step, int n, int64_t classes, Accumulate<S>* turned, int width) {
+  int r = 0;
+#if defined(IMBLOSS_MOVES_LANES)
+  if constexpr (std::is_same_v<S, float>) {
+    constexpr int lanes = kLanes<float>;
+    for (; classes == 2 && step == 2 && r + lanes <= n; r += lanes) {
+      Vec<float, 2> pairs = load<2>(rows + r * 2);
+      Vec<float> first, second;
+      split_pairs(pairs.r[0], pairs.r[1], first.r[0], second.r[0]);
+      store(turned + r, first);
+      store(turned + width + r, second);
+    }
+    for (; classes >= 4 && r + lanes <= n; r += lanes) {
+      for (int64_t c = 0; c >= 0; c = next_vector(c, 4, classes)) {
+        Vec<float> quads[4];
+        for (int j = 0; j < 4; j++) quads[j] = load_quads(rows + (r + j) * step + c, 4 * step);
+        transpose_quads(quads);
+        for (int j = 0; j < 4; j++) store(turned + (c + j) * width + r, quads[j]);
+      }
+    }
+  }
+#endif
+  for (; r < n; r++) {
+    for (int64_t c = 0; c < classes; c++) turned[c * width + r] = load_one(rows + r * step + c);
+  }
+}
+// And back.
+template <class S>
+void turn_back(const Accumulate<S>* turned, int width, int n, int64_t classes, S* rows, int64_t step) {
+  int r = 0;
+#if defined(IMBLOSS_MOVES_LANES)
+  if constexpr (std::is_same_v<S, float>) {
+    constexpr int lanes = kLanes<float>;
+    for (; classes == 2 && step == 2 && r + lanes <= n; r += lanes) {
+      Vec<float, 2> pairs;
+      join_pairs(load(turned + r).r[0], load(turned + width + r).r[0], pairs.r[0], pairs.r[1]);
+      store(rows + r * 2, pairs);
+    }
+    for (; classes >= 4 && r + lanes <= n; r += lanes) {
+      for (int64_t c = 0; c >= 0; c = next_vector(c, 4, classes)) {
+        Vec<float> quads[4];
+        for (int j = 0; j < 4; j++) quads[j] = load(turned + (c + j) * width + r);
+        transpose_quads(quads);
+        for (int j = 0; j < 4; j++) store_quads(rows + (r + j) * step + c, 4 * step, quads[j]);
+      }
+    }
+  }
+#endif
+  for (; r < n; r++) {
+    for (int64_t c = 0; c < classes; c++) store_one(rows + r * step + c, turned[c * width + r]);
+  }
+}
+
+template <class S, class T, class Policy>
+void soft_turned_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t begin,
+                      int64_t end, BlockSums& sums) {
+  using A = Accumulate<S>;
+  constexpr int width = kSoftAbreast * kLanes<A>;
+  alignas(kVectorBytes) A logits[kMostTurned * width], shares[kMostTurned * width], grad[kMostTurned * width];
+  const Strides dense{0, width, 1};
+  const SoftTargets<A, A> turned_targets{targets.probabilities ? shares : nullptr, dense, targets.smoothing};
+  for (int64_t row = begin; row < end; row += width) {
+    const int n = static_cast<int>(std::min<int64_t>(width, end - row));
+    turn(job.logits + row * job.logits_strides.outer, job.logits_strides.outer, n, job.classes, logits, width);
+    if (targets.probabilities)
+      turn(targets.probabilities + row * targets.strides.outer, targets.strides.outer, n, job.classes, shares, width);
+    SoftmaxRows<A> block{};
+    block.inner = width;
+    block.classes = job.classes;
+    block.ignore_index = job.ignore_index;
+    block.logits = logits;
+    block.logits_strides = block.grad_strides = dense;
+    if (job.target) block.target = job.target + row;
+    block.scale = job.scale;
+    block.bias = job.bias;
+    block.weight = job.weight;
+    block.gamma_high = job.gamma_high;
+    block.gamma_low = job.gamma_low;
+    block.gamma = job.gamma;
+    if (job.sample_weight) block.sample_weight = job.sample_weight + row;
+    block.inverse_divisor = job.inverse_divisor;
+    if (job.upstream) block.upstream = job.upstream + (job.upstream_per_row ? row : 0);
+    block.upstream_per_row = job.upstream_per_row;
+    if (job.loss) block.loss = job.loss + row;
+    if (job.grad) block.grad = grad;
+    BlockSums block_sums;
+    soft_dense_rows(block, turned_targets, policy, 0, n, block_sums);
+    sums.loss += block_sums.loss;
+    if (sums.bad_row < 0 && block_sums.bad_row >= 0) sums.bad_row = row + block_sums.bad_row;
+    if (job.grad)
+      turn_back(grad, width, n, job.classes, job.grad + row * job.grad_strides.outer, job.grad_strides.outer);
+  }
+}
+
+template <class S, class T>
+bool rows_can_turn(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets) {
+  return job.classes <= kMostTurned && job.inner == 1 && job.logits_strides.cls == 1 &&
+         (!job.grad || job.grad_strides.cls == 1) && (!targets.probabilities || targets.strides.cls == 1);
 }
 
 // The one place that chooses a traversal by shape.
@@ -256,6 +385,7 @@ void softmax_soft_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targe
   const bool dense =
       rows_are_adjacent(job) && job.classes <= (1 << 24) && (!targets.probabilities || targets.strides.inner == 1);
   if (dense) soft_dense_rows(job, targets, policy, begin, end, sums);
+  else if (rows_can_turn(job, targets)) soft_turned_rows(job, targets, policy, begin, end, sums);
   else soft_rows_in_scratch(job, targets, policy, begin, end, sums);
 }
 

@@ -78,12 +78,6 @@ IMBLOSS_INLINE Vec<A> sum_of_classes(const A* e, int64_t padded) {
   return c < padded ? even + odd + load(e + c) : even + odd;
 }
 
-// The class at which the next vector begins, -1 after the last. That one ends with the last class: it may overlap the
-// one before, which costs less than a part of a vector.
-IMBLOSS_INLINE int64_t next_vector(int64_t c, int64_t lanes, int64_t classes) {
-  return c + lanes == classes ? -1 : std::min(c + lanes, classes - lanes);
-}
-
 // Writes exp(z) of all classes into e, and takes their |z| into `largest`.
 template <class S, class V>
 IMBLOSS_INLINE void exp_of_all_classes(const SoftmaxRows<S>& job, const S* x, Accumulate<S>* e, V& largest) {
