@@ -259,6 +259,7 @@ struct Rows {
       row_strides(grad, job.grad_strides, same);
     }
     job.grad = static_cast<S*>(grad.mutable_data_ptr());
+    job.grad_bytes = grad.numel() * sizeof(S);
     return grad;
   }
   // That gradient with the strides of torch.empty_like(logits) in any case, which is what torch.compile counts on.

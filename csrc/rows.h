@@ -44,6 +44,7 @@ struct SoftmaxRows {
   int64_t stats_stride;
   S* grad;
   Strides grad_strides;
+  int64_t grad_bytes;
 };
 
 // What the gradient needs of a row with one target class, besides its logits:
@@ -222,6 +223,13 @@ template <class S>
 bool rows_are_adjacent(const SoftmaxRows<S>& job) {
   const bool logits = job.inner > 1 && job.logits_strides.inner == 1 && job.logits_strides.cls != 1;
   return logits && (!job.grad || job.grad_strides.inner == 1);
+}
+
+// Whether a gradient is written past the caches: where it would fill them, and its memory is aligned.
+template <class S>
+bool streams_past_caches(const SoftmaxRows<S>& job) {
+  constexpr int64_t least_bytes = 32 << 20;
+  return job.grad_bytes >= least_bytes && reinterpret_cast<uintptr_t>(job.grad) % kVectorBytes == 0;
 }
 
 // Calls f(integral_constant<int, U>, row, n): `n` rows from `row` on that share their outer index, in U registers.

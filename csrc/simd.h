@@ -522,6 +522,36 @@ IMBLOSS_INLINE void store(S* p, Vec<Accumulate<S>, U> v) {
   }
 }
 
+// The same past the caches, for whole registers at their own alignment; fence() before others may read.
+template <class T, int U>
+IMBLOSS_INLINE void stream(T* p, Vec<T, U> v) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p + i * kLanes<T>), (__m512i)v.r[i]);
+#else
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + i * kLanes<T>), (__m256i)v.r[i]);
+#endif
+  }
+#else
+  store(p, v);
+#endif
+}
+IMBLOSS_INLINE void fence() {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+template <class S, int U>
+IMBLOSS_INLINE void store(S* p, Vec<Accumulate<S>, U> v, bool streams) {
+  if constexpr (std::is_same_v<S, Accumulate<S>>) {
+    if (streams) return stream(p, v);
+  }
+  store(p, v);
+}
+
 template <class T>
 IMBLOSS_INLINE Part<T> first_lanes(int n) {
 #if defined(__AVX512F__)

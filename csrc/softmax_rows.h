@@ -174,6 +174,8 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
   Scratch<A> scratch(most * job.classes);
   A* const e = scratch.data();  // [class][row]
   RowLanes<S, most> rows;
+  const bool streams = streams_past_caches(job) && job.grad_strides.outer * sizeof(S) % kVectorBytes == 0 &&
+                       job.grad_strides.cls * sizeof(S) % kVectorBytes == 0 && job.inner % kLanes<A> == 0;
   for_row_vectors<A, 4>(job.inner, begin, end, [&](auto registers, int64_t row, int n) {
     constexpr int U = registers, width = U * kLanes<A>;
     using V = Vec<A, U>;
@@ -247,9 +249,11 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
       V grad = load<U>(e + c * width) * f.other;
       if (job.scale) grad = grad * job.scale[c];
       if (!all_count) grad = select(mask, grad, V(0));  // 0 whatever an ignored row's logits are
-      store_rows(g + c * job.grad_strides.cls, n, grad);
+      if (U > 1) store(g + c * job.grad_strides.cls, grad, streams);
+      else store_rows(g + c * job.grad_strides.cls, n, grad);
     }
   });
+  if (streams) fence();
 }
 
 // ---- the gradient from a forward's stats, for any upstream gradient ----------------------------------------------

@@ -90,13 +90,21 @@ IMBLOSS_INLINE void exp_of_all_classes(const SoftmaxRows<S>& job, const S* x, Ac
 
 // Writes e * factor, times the scale, into a row of the gradient.
 template <class S>
-IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g) {
+IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g,
+                                  bool streams) {
   using V = Vec<Accumulate<S>>;
-  for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) {
+  auto grad = [&](int64_t c) IMBLOSS_LAMBDA_INLINE {
     V grad = load(e + c) * factor;
-    if (job.scale) grad = grad * load(job.scale + c);
-    store(g + c, grad);
+    return job.scale ? grad * load(job.scale + c) : grad;
+  };
+  if (streams) {  // from the first whole line on; what is before and behind it as ever
+    int64_t c = (kVectorBytes - reinterpret_cast<uintptr_t>(g) % kVectorBytes) % kVectorBytes / sizeof(S);
+    store(g, grad(0));
+    for (; c + V::size <= job.classes; c += V::size) store(g + c, grad(c), true);
+    store(g + job.classes - V::size, grad(job.classes - V::size));
+    return;
   }
+  for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) store(g + c, grad(c));
 }
 
 // Whether classes lie side by side, a vector of them at least.
@@ -120,6 +128,7 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   RowLanes<S, lanes> rows;
   std::fill_n(rows.top, lanes, A(0));  // what exponentials are relative to
   Exponent<V> gamma = shared_gamma<V>(job);
+  const bool streams = streams_past_caches(job);
 
   for (int64_t first = begin; first < end; first += batch) {
     const int n = static_cast<int>(std::min<int64_t>(batch, end - first));
@@ -171,9 +180,10 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
       A* e = scratch.data() + r * room;
       e[rows.label[r]] = -rows.others[r];  // times `other` it is slope * q
-      scale_classes(job, e, other[r], g);
+      scale_classes(job, e, other[r], g, streams);
     }
   }
+  if (streams) fence();
 }
 
 }  // namespace imbloss
