@@ -1,5 +1,6 @@
 """python -m benchmarks run       measure, into benchmarks/results.json
 python -m benchmarks report    docs/performance.md and its plots from that
+python -m benchmarks design    where the gradient is made: the table of docs/kernels.md
 
 `run --only WORD` measures the cases whose name or section contains WORD, and replaces these in results of the same
 machine and versions. docs/performance.md is written by `report` alone.
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import measure, report, train_step
+from benchmarks import design, measure, report, train_step
 from benchmarks.cases import CASES
 from imbloss.doctor import environment
 
@@ -80,6 +81,7 @@ def main() -> None:
     reporting = commands.add_parser("report")
     reporting.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
     reporting.set_defaults(command=lambda o: report.write(json.loads(o.json.read_text()), o.out))
+    commands.add_parser("design").set_defaults(command=lambda o: design.table(), json=None)
     for command in (running, reporting):
         command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
     options = parser.parse_args()

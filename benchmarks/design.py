@@ -1,0 +1,41 @@
+"""Where the gradient is made: in the forward, or in a backward that reads the logits again. The table of docs/kernels.md."""
+
+import time
+
+import torch
+
+SHAPES = [(4096, 10), (65536, 10), (1024, 100), (4096, 1000), (4, 19, 256, 512)]
+GAMMA, IGNORE, MEAN = [2.0, 0.0], -100, 1
+
+
+def best(call, seconds: float = 0.6) -> float:
+    """Microseconds."""
+    call()
+    least, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        least = min(least, time.perf_counter() - start)
+    return 1e6 * least
+
+
+def table() -> None:
+    forward = torch.ops.imbloss.softmax_rows.default
+    backward = torch.ops.imbloss.softmax_rows_backward.default
+    factor = torch.tensor(3.7)
+    print(
+        "| logits | gradient in forward | and times 3.7 | forward, then recomputed | loss only |\n|---|---|---|---|---|"
+    )
+    for shape in SHAPES:
+        x, y = torch.randn(shape), torch.randint(0, shape[1], (shape[0], *shape[2:]))
+
+        def fused(x=x, y=y, keep_grad=True):
+            return forward(x, y, (), GAMMA, IGNORE, MEAN, "focal", keep_grad)
+
+        def recomputed(x=x, y=y):
+            return backward(factor, x, y, fused(x, y, False)[1], (), IGNORE)
+
+        times = [best(fused)]
+        times += [best(lambda: fused()[1].mul_(factor)), best(recomputed), best(lambda: fused(keep_grad=False))]  # noqa: B023
+        cells = [f"{times[0]:.0f}", *(f"{t:.0f} ({t / times[0]:.1f})" for t in times[1:])]
+        print(f"| {' x '.join(map(str, shape))} | {' | '.join(cells)} |")
