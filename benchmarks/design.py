@@ -1,5 +1,6 @@
 """Where the gradient is made: in the forward, or in a backward that reads the logits again. The table of docs/kernels.md."""
 
+import functools
 import time
 
 import torch
@@ -28,14 +29,15 @@ def table() -> None:
     )
     for shape in SHAPES:
         x, y = torch.randn(shape), torch.randint(0, shape[1], (shape[0], *shape[2:]))
-
-        def fused(x=x, y=y, keep_grad=True):
-            return forward(x, y, (), GAMMA, IGNORE, MEAN, "focal", keep_grad)
-
-        def recomputed(x=x, y=y):
-            return backward(factor, x, y, fused(x, y, False)[1], (), IGNORE)
-
-        times = [best(fused)]
-        times += [best(lambda: fused()[1].mul_(factor)), best(recomputed), best(lambda: fused(keep_grad=False))]  # noqa: B023
+        calls = {
+            "fused": functools.partial(forward, x, y, (), GAMMA, IGNORE, MEAN, "focal", True),
+            "loss": functools.partial(forward, x, y, (), GAMMA, IGNORE, MEAN, "focal", False),
+        }
+        times = [
+            best(calls["fused"]),
+            best(lambda fused=calls["fused"]: fused()[1].mul_(factor)),
+            best(lambda x=x, y=y, loss=calls["loss"]: backward(factor, x, y, loss()[1], (), IGNORE)),
+            best(calls["loss"]),
+        ]
         cells = [f"{times[0]:.0f}", *(f"{t:.0f} ({t / times[0]:.1f})" for t in times[1:])]
         print(f"| {' x '.join(map(str, shape))} | {' | '.join(cells)} |")
