@@ -1,4 +1,4 @@
-"""Where the gradient is made: in the forward, or in a backward that reads the logits again. The table of docs/kernels.md."""
+"""Where the gradient is made: in the forward, or by a backward that reads the logits again. For docs/kernels.md."""
 
 import functools
 import time

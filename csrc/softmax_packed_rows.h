@@ -211,6 +211,35 @@ void softmax_packed_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_
   if (begin < end) softmax_rows_in_scratch(job, AnyPolicy<float>(policy), begin, end, sums);
 }
 
+// The gradient from a forward's stats.
+template <class S>
+void backward_packed_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
+  constexpr int lanes = PackedRows::lanes;
+  using V = Vec<float>;
+  const int classes = static_cast<int>(job.classes);
+  const PackedRows packed(classes, job.scale, job.bias);
+  for (; begin + lanes <= end; begin += lanes) {
+    const float* stats = job.stats + begin;
+    V upstream(1);
+    if (job.upstream) upstream = job.upstream_per_row ? load(job.upstream + begin) : V(*job.upstream);
+    const V top = load(stats + kTop * job.stats_stride), other = upstream * load(stats + kOther * job.stats_stride);
+    float target[lanes];
+    store(target, upstream * load(stats + kTarget * job.stats_stride));
+    const S* x = job.logits + begin * classes;
+    S* g = job.grad + begin * classes;
+    for (int k = 0; k < classes; k++) {
+      V e = exp(packed.adjusted(load(x + k * lanes), k) - packed.spread(top, k));
+      store(g + k * lanes, packed.scaled(e * packed.spread(other, k), k));
+    }
+    for (int r = 0; r < lanes; r++) {
+      const int64_t y = target_of(job, begin + r, sums);
+      if (y < 0) clear_row(job, begin + r);
+      else store_one(g + r * classes + y, job.scale ? target[r] * job.scale[y] : target[r]);
+    }
+  }
+  if (begin < end) backward_rows(job, begin, end, sums);
+}
+
 // Whether rows are few numbers that follow one another.
 template <class S>
 bool rows_are_packed(const SoftmaxRows<S>& job) {
@@ -222,7 +251,7 @@ bool rows_are_packed(const SoftmaxRows<S>& job) {
 }
 #endif
 
-// The one place that chooses a traversal by shape.
+// The two places that choose a traversal by shape.
 template <class S, class Policy>
 void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
 #if defined(IMBLOSS_MOVES_LANES)
@@ -237,6 +266,17 @@ void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin
   if (rows_are_wide(job)) softmax_wide_rows(job, any, begin, end, sums);
   else if (rows_are_adjacent(job)) softmax_dense_rows(job, any, begin, end, sums);
   else softmax_rows_in_scratch(job, any, begin, end, sums);
+}
+
+template <class S>
+void softmax_rows_backward(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
+#if defined(IMBLOSS_MOVES_LANES)
+  if constexpr (std::is_same_v<Accumulate<S>, float>) {
+    if (rows_are_packed(job)) return backward_packed_rows(job, begin, end, sums);
+  }
+#endif
+  if (rows_are_adjacent(job)) backward_dense_rows(job, begin, end, sums);
+  else backward_rows(job, begin, end, sums);
 }
 
 }  // namespace imbloss

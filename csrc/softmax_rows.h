@@ -315,10 +315,4 @@ void backward_dense_rows(const SoftmaxRows<S>& job, int64_t begin, int64_t end, 
   });
 }
 
-template <class S>
-void softmax_rows_backward(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
-  if (rows_are_adjacent(job)) backward_dense_rows(job, begin, end, sums);
-  else backward_rows(job, begin, end, sums);
-}
-
 }  // namespace imbloss
