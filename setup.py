@@ -27,6 +27,7 @@ HEADERS = [
     "softmax_rows.h",
     "softmax_packed_rows.h",
     "softmax_soft_rows.h",
+    "class_columns.h",
 ]
 
 

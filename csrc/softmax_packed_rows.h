@@ -62,16 +62,6 @@ class PackedRows {
   alignas(kVectorBytes) float rest_[lanes], scale_[kMostPacked * lanes], bias_[kMostPacked * lanes];
 };
 
-// Loss and gradient of rows whose logits are small enough for exp itself: e = exp(z).
-template <class V, class Policy>
-IMBLOSS_INLINE Finished<V> finish_small(const Policy& policy, Exponent<V> gamma, V weight, float inverse_divisor,
-                                        V e_target, V e_others) {
-  V odds = e_others / e_target, p = 1 / (odds + 1), q = odds * p;
-  Point<V> point = policy(Row<V>{-log1p(odds), p, q}, gamma);
-  V slope = weight * inverse_divisor * point.slope;
-  return {weight * point.value, -(slope * p / e_target), slope * q};
-}
-
 // U vectors of rows from `first` on; `e` has room for their numbers and 4 more.
 template <int U, bool Affine, class S, class Policy>
 void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRows& packed, int64_t first, float* e,

@@ -23,6 +23,16 @@ IMBLOSS_INLINE Finished<V> finish(const Policy& policy, Exponent<V> gamma, V wei
   return {weight * point.value, -slope / total, slope * q};
 }
 
+// Loss and gradient of rows whose logits are small enough for exp itself: e = exp(z).
+template <class V, class Policy>
+IMBLOSS_INLINE Finished<V> finish_small(const Policy& policy, Exponent<V> gamma, V weight,
+                                        typename V::Element inverse_divisor, V e_target, V e_others) {
+  V odds = e_others / e_target, p = 1 / (odds + 1), q = odds * p;
+  Point<V> point = policy(Row<V>{-log1p(odds), p, q}, gamma);
+  V slope = weight * inverse_divisor * point.slope;
+  return {weight * point.value, -(slope * p / e_target), slope * q};
+}
+
 // Targets and constants of up to `size` rows, in lanes. A row that does not count has label -1 and, in every lane, p =
 // 1 and no weight.
 template <class S, int size>

@@ -16,6 +16,7 @@ from imbloss import _C, reference
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as in csrc/ops.cpp
 NUM_ROW_STATS = 3  # as in csrc/softmax_rows.h
+NUM_COLUMN_STATS, NUM_COLUMN_FACTORS, NUM_TOTALS = 4, 3, 2  # as in csrc/class_columns.h
 BACKENDS = ("auto", "cpp", "triton", "reference")
 Operands = Sequence[Tensor | None]
 
@@ -41,7 +42,23 @@ _library.define(
     "float label_smoothing, int ignore_index, int reduction, str policy) -> Tensor",
     tags=_TAGS,
 )
-# The order of `operands`, which may be empty instead; as in csrc/ops.cpp.
+_library.define(
+    "class_columns(Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, int ignore_index, int reduction, "
+    "str estimator, bool keep_grad) -> (Tensor loss, Tensor kept)",
+    tags=_TAGS,
+)
+_library.define(
+    "class_columns_statistics(Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, int ignore_index, "
+    "str estimator) -> (Tensor rows, Tensor columns, Tensor totals)",
+    tags=_TAGS,
+)
+_library.define(
+    "class_columns_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor kept, Tensor?[] operands, "
+    "float[] numbers, int ignore_index, str estimator) -> Tensor",
+    tags=_TAGS,
+)
+# The order of `operands`, which may be empty instead; as in csrc/ops.cpp. class_columns has (prior, sample_weight,
+# normalizer), and as numbers the factors of PriorCE and of LADER, and lambda.
 OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
 
 
@@ -72,6 +89,26 @@ def _(logits, target, operands, numbers, label_smoothing, ignore_index, reductio
 
 
 @torch.library.register_fake("imbloss::softmax_soft_rows_backward", lib=_library)
+def _(grad_output, logits, *args):
+    return torch.empty_like(logits)
+
+
+@torch.library.register_fake("imbloss::class_columns", lib=_library)
+def _(logits, target, operands, numbers, ignore_index, reduction, estimator, keep_grad):
+    wide = _accumulation_dtype(logits.dtype)
+    kept_size = NUM_ROW_STATS * target.numel() + NUM_COLUMN_FACTORS * operands[0].numel() + 1
+    kept = torch.empty_like(logits) if keep_grad else logits.new_empty(kept_size, dtype=wide)
+    return logits.new_empty((), dtype=wide), kept
+
+
+@torch.library.register_fake("imbloss::class_columns_statistics", lib=_library)
+def _(logits, target, operands, numbers, ignore_index, estimator):
+    rows = logits.new_empty((NUM_ROW_STATS, target.numel()), dtype=_accumulation_dtype(logits.dtype))
+    columns = logits.new_empty((NUM_COLUMN_STATS, operands[0].numel()), dtype=torch.float64)
+    return rows, columns, logits.new_empty(NUM_TOTALS, dtype=torch.float64)
+
+
+@torch.library.register_fake("imbloss::class_columns_backward", lib=_library)
 def _(grad_output, logits, *args):
     return torch.empty_like(logits)
 
@@ -134,6 +171,12 @@ _backend = "auto"
 _kernels: dict[str, str | None] = {}  # device type -> whose kernels; the reference computes where there are none
 _interpreted: torch.library.Library | None = None  # Triton's kernels on CPU, in place of the compiled core
 set_backend(os.environ.get("IMBLOSS_BACKEND", "auto"))
+
+
+def has_kernels(logits: Tensor) -> bool:
+    """Whether operators, rather than the reference, serve this tensor."""
+    kernels = _kernels["cpu"] if logits.is_cpu else _kernels_elsewhere(logits)
+    return kernels is not None and not (kernels == "triton" and logits.dtype == torch.float64)
 
 
 def _kernels_elsewhere(logits: Tensor) -> str | None:
@@ -310,4 +353,14 @@ softmax_soft_rows = Traversal(
     backward=lambda grad_output, _, *args: torch.ops.imbloss.softmax_soft_rows_backward.default(grad_output, *args),
     reference=reference.softmax_soft_rows,
     keeps=False,
+)
+class_columns = Traversal(
+    forward=torch.ops.imbloss.class_columns.default,
+    backward=lambda grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: (
+        torch.ops.imbloss.class_columns_backward.default(
+            grad_output, logits, target, kept, operands, numbers, ignore_index, estimator
+        )
+    ),
+    reference=reference.class_columns,
+    keeps=True,
 )
