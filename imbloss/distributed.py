@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from imbloss import _ops, reference
 from imbloss.priors import check_labels, check_vector, describe
@@ -71,6 +70,9 @@ def _per_process(count: Tensor, group: Any) -> Tensor:
 # ---- LADE --------------------------------------------------------------------------------------------------------
 def class_columns(logits: Tensor, target: Tensor, operands: tuple, options: tuple, group: Any) -> Tensor:
     """``_ops.class_columns`` of all processes' rows."""
+    for name, operand in zip(("prior", "sample_weight", "normalizer"), operands, strict=True):
+        if operand is not None and operand.requires_grad:
+            raise ValueError(f"expected no gradient of {name} beside group: processes share sums, not their graphs")
     return ClassColumns.apply(logits, target, operands, options, group)
 
 
@@ -92,8 +94,9 @@ class ClassColumns(torch.autograd.Function):
         return loss.to(rows.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise RuntimeError("expected no gradient of a gradient beside group: it would need collectives in backward")
         logits, target, kept, *operands = ctx.saved_tensors
         backward = torch.ops.imbloss.class_columns_backward if ctx.kernels else reference.class_columns_backward
         grad = backward(grad_output * ctx.processes, logits, target, kept, operands, *ctx.options)
