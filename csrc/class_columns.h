@@ -71,13 +71,14 @@ void add_classes(ColumnSums<A>& sums, int64_t classes, const T* totals, const A*
 template <class S>
 struct Tile {
   using A = Accumulate<S>;
-  static constexpr int most = 1024, lanes = kLanes<A>;
+  static constexpr int most = 256, lanes = kLanes<A>;
 
   int64_t begin;
   int rows;
   bool any_counts, all_count;
-  int64_t label[most];  // -1 where the row does not count
-  A weight[most], importance[most], counts[most], top[most], others[most], target_x[most];
+  const int64_t* label;                   // -1 where the row does not count
+  const A *weight, *importance, *counts;  // counts: 1 or 0
+  A target_x[most], top[most], others[most];
   // per class: sums in lanes that are not classes, and in those that are
   std::unique_ptr<A[]> lane_sum, sum, column_top;
   int64_t padded;
@@ -86,27 +87,51 @@ struct Tile {
       : lane_sum(in_lanes ? new A[classes * lanes] : nullptr), padded((classes + lanes - 1) / lanes * lanes) {
     sum.reset(new A[padded]);
     column_top.reset(new A[padded]);
+    std::fill_n(ones_, most, A(1));
   }
   Tile(const Tile&) = delete;
 
   void read(const ClassColumns<S>& job, int64_t first, int64_t end, BlockSums& sums) {
+    const int64_t *target = job.rows.target + first, classes = job.rows.classes, ignored = job.rows.ignore_index;
     begin = first;
     rows = static_cast<int>(end - first);
-    any_counts = false;
     all_count = true;
     for (int r = 0; r < rows; r++) {
-      const int64_t y = label[r] = target_of(job.rows, begin + r, sums);
-      counts[r] = y >= 0;
-      weight[r] = y >= 0 ? sample_weight_of(job.rows, begin + r) : A(0);
-      importance[r] = y >= 0 ? (job.importance ? job.importance[y] : A(1)) : A(0);
-      target_x[r] = y >= 0 ? load_one(logits(job, r) + y * job.rows.logits_strides.cls) : A(0);
-      any_counts |= y >= 0;
-      all_count &= y >= 0;
+      all_count &= (static_cast<uint64_t>(target[r]) < static_cast<uint64_t>(classes)) & (target[r] != ignored);
     }
-    for (int r = rows; r < rows + lanes && r < most; r++) {
-      label[r] = -1;
-      counts[r] = weight[r] = importance[r] = target_x[r] = 0;
+    any_counts = all_count && rows > 0;
+    label = target;
+    weight = importance = counts = ones_;
+    if (all_count) {
+      if (job.rows.sample_weight) weight = job.rows.sample_weight + first;
+      for (int r = 0; r < rows && job.importance; r++) importance_[r] = job.importance[target[r]];
+    } else {
+      for (int r = 0; r < rows; r++) {
+        const int64_t y = label_[r] = target_of(job.rows, begin + r, sums);
+        counts_[r] = y >= 0;
+        weight_[r] = y >= 0 ? sample_weight_of(job.rows, begin + r) : A(0);
+        importance_[r] = y >= 0 ? (job.importance ? job.importance[y] : A(1)) : A(0);
+        any_counts |= y >= 0;
+      }
+      label = label_;
+      weight = weight_;
+      counts = counts_;
     }
+    if (job.importance || !all_count) importance = importance_;
+    const int64_t step = job.rows.logits_strides.cls;
+    for (int r = 0; r < rows; r++) target_x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
+  }
+  bool weighted() const { return importance != ones_; }
+
+  // For n rows from r on, the value of each row's class; 0 where the row does not count.
+  IMBLOSS_INLINE Vec<A> by_label(const A* values, int r, int n) const {
+    A gathered[lanes];
+    if (all_count && n == lanes) {
+      for (int i = 0; i < lanes; i++) gathered[i] = values[label[r + i]];
+    } else {
+      for (int i = 0; i < lanes; i++) gathered[i] = i < n && label[r + i] >= 0 ? values[label[r + i]] : A(0);
+    }
+    return load(gathered);
   }
   const S* logits(const ClassColumns<S>& job, int r) const {
     return row_of(job.rows.logits, job.rows.logits_strides, job.rows.inner, begin + r);
@@ -129,6 +154,10 @@ struct Tile {
     }
     for (int i = 0; i < n; i++) f(std::integral_constant<int, 1>{}, list + i);
   }
+
+ private:
+  int64_t label_[most];
+  A weight_[most], importance_[most], counts_[most], ones_[most];
 };
 
 // ---- lanes along classes: any strides ----------------------------------------------------------------------------
@@ -379,7 +408,7 @@ void gradient_by_row(const ClassColumns<S>& job, Tile<S>& tile, const Accumulate
 
 // ---- few classes, rows that follow one another: a vector of rows as one run of numbers ----------------------------
 #if defined(IMBLOSS_MOVES_LANES)
-template <int U, class S>
+template <bool Weighted, int U, class S>
 IMBLOSS_INLINE Vec<float, U> load_packed(const S* x, const Tile<S>& tile, const PackedRows& packed, int r, int i,
                                          int classes) {
   constexpr int lanes = PackedRows::lanes;
@@ -387,7 +416,7 @@ IMBLOSS_INLINE Vec<float, U> load_packed(const S* x, const Tile<S>& tile, const 
   IMBLOSS_UNROLL
   for (int u = 0; u < U; u++) {
     Vec<float> one = load(x + (u * classes + i) * lanes);
-    if (!tile.all_count) {
+    if (Weighted && !tile.all_count) {
       one = select(Vec<float>(0) < packed.spread(load(tile.counts + r + u * lanes), i), one, Vec<float>(0));
     }
     z.r[u] = one.r[0];
@@ -396,15 +425,14 @@ IMBLOSS_INLINE Vec<float, U> load_packed(const S* x, const Tile<S>& tile, const 
 }
 
 // Sums lie as the numbers do: lane after lane, the classes of as many rows as a vector has lanes.
-template <int U, class S>
+template <bool Weighted, int U, class S>
 void sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows& packed, int r, float* e,
                      Vec<float>& largest) {
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
-  const bool weighted = job.importance || !tile.all_count;
   const S* x = tile.logits(job, r);
   for (int i = 0; i < classes; i++) {
-    Vec<float, U> z = load_packed<U>(x, tile, packed, r, i, classes), column = exp(z), size = abs(z);
+    Vec<float, U> z = load_packed<Weighted, U>(x, tile, packed, r, i, classes), column = exp(z), size = abs(z);
     Vec<float> total = load(tile.lane_sum.get() + i * lanes);
     IMBLOSS_UNROLL
     for (int u = 0; u < U; u++) {
@@ -412,12 +440,13 @@ void sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows
       one.r[0] = column.r[u];
       largest.r[0] = max_register(largest.r[0], size.r[u]);
       store(e + (u * classes + i) * lanes, packed.scaled(one, i));
-      total = total + (weighted ? one * packed.spread(load(tile.importance + r + u * lanes), i) : one);
+      if (Weighted) one = one * packed.spread(load(tile.importance + r + u * lanes), i);
+      total = total + one;
     }
     store(tile.lane_sum.get() + i * lanes, total);
   }
-  for (int k = 0; k < U * lanes; k++) {
-    if (tile.label[r + k] >= 0) e[k * classes + tile.label[r + k]] = 0;  // out of the sum of the others
+  for (int k = 0; k < U * lanes; k++) {  // out of the sum of the others
+    if (!Weighted || tile.label[r + k] >= 0) e[k * classes + tile.label[r + k]] = 0;
   }
   IMBLOSS_UNROLL
   for (int u = 0; u < U; u++) {
@@ -426,24 +455,25 @@ void sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows
   }
 }
 
-template <int U, class S>
+template <bool Weighted, int U, class S>
 void gradient_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows& packed, const float* other,
                           int r) {
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
-  const bool weighted = job.importance || !tile.all_count;
   const S* x = tile.logits(job, r);
   S* g = tile.grad(job, r);
+  Vec<float, U> v = load<U>(tile.importance + r), factor = load<U>(other + r);
+  // other prior + v slope = v (other / v prior + slope)
+  if (Weighted) factor = select(Vec<float, U>(0) < v, factor / v, Vec<float, U>(0));
   for (int i = 0; i < classes; i++) {
-    Vec<float, U> e = exp(load_packed<U>(x, tile, packed, r, i, classes));
+    Vec<float, U> e = exp(load_packed<Weighted, U>(x, tile, packed, r, i, classes));
     IMBLOSS_UNROLL
     for (int u = 0; u < U; u++) {
-      Vec<float> one, v = load(tile.importance + r + u * lanes), a = load(other + r + u * lanes);
+      Vec<float> one, a, of_row;
       one.r[0] = e.r[u];
-      if (weighted) {  // a prior + v slope = v (a / v prior + slope)
-        a = select(Vec<float>(0) < v, a / v, Vec<float>(0));
-        one = one * packed.spread(v, i);
-      }
+      a.r[0] = factor.r[u];
+      of_row.r[0] = v.r[u];
+      if (Weighted) one = one * packed.spread(of_row, i);
       store(g + (u * classes + i) * lanes, one * packed.adjusted(packed.spread(a, i), i));
     }
   }
@@ -460,15 +490,16 @@ int for_packed(int rows, F f) {
 }
 
 template <class S>
-float sum_packed(const ClassColumns<S>& job, Tile<S>& tile) {
+float sum_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<S>& tile) {
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
-  const PackedRows packed(classes, job.prior, nullptr);
   alignas(kVectorBytes) float e[4 * lanes * kMostPacked + 4];
   Vec<float> largest(0);
   std::fill_n(tile.lane_sum.get(), classes * lanes, 0.0f);
-  const int rest = for_packed(
-      tile.rows, [&](auto registers, int r) { sum_packed_rows<registers>(job, tile, packed, r, e, largest); });
+  const int rest = for_packed(tile.rows, [&](auto registers, int r) {
+    if (tile.weighted()) sum_packed_rows<true, registers>(job, tile, packed, r, e, largest);
+    else sum_packed_rows<false, registers>(job, tile, packed, r, e, largest);
+  });
   const float largest_rest = sum_by_class<false>(job, tile, rest);
   for (int r = 0; r < lanes; r++) {
     for (int c = 0; c < classes; c++) tile.sum[c] += tile.lane_sum[r * classes + c];
@@ -477,10 +508,11 @@ float sum_packed(const ClassColumns<S>& job, Tile<S>& tile) {
 }
 
 template <class S>
-void gradient_packed(const ClassColumns<S>& job, Tile<S>& tile, const float* other) {
-  const PackedRows packed(static_cast<int>(job.rows.classes), job.prior, job.unshifted_slope);
-  const int rest = for_packed(
-      tile.rows, [&](auto registers, int r) { gradient_packed_rows<registers>(job, tile, packed, other, r); });
+void gradient_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<S>& tile, const float* other) {
+  const int rest = for_packed(tile.rows, [&](auto registers, int r) {
+    if (tile.weighted()) gradient_packed_rows<true, registers>(job, tile, packed, other, r);
+    else gradient_packed_rows<false, registers>(job, tile, packed, other, r);
+  });
   for (int r = 0; r < rest && !tile.all_count; r++) {
     if (tile.label[r] < 0) clear_row(job.rows, tile.begin + r);
   }
@@ -489,6 +521,12 @@ void gradient_packed(const ClassColumns<S>& job, Tile<S>& tile, const float* oth
 #endif
 
 // ---- a tile, whichever way its lanes run -------------------------------------------------------------------------
+#if !defined(IMBLOSS_MOVES_LANES)
+struct PackedRows {
+  PackedRows(int, const float*, const float*) {}
+};
+#endif
+
 template <class S>
 bool columns_are_packed(const ClassColumns<S>& job) {
 #if defined(IMBLOSS_MOVES_LANES)
@@ -515,11 +553,7 @@ void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulat
   for (int r = 0; r < tile.rows; r += kLanes<A>) {
     const int n = std::min(tile.rows - r, kLanes<A>);
     auto of_rows = [&](const A* values, A fill) { return load_lanes(values + r, 1, n, fill); };
-    A of_target[kLanes<A>];
-    for (int i = 0; i < kLanes<A>; i++) {
-      const int64_t y = i < n ? tile.label[r + i] : -1;
-      of_target[i] = y < 0 ? A(0) : Shifted ? job.log_prior[y] : job.prior[y];
-    }
+    const V of_target = tile.by_label(Shifted ? job.log_prior : job.prior, r, n);
     const V weight = of_rows(tile.weight, 0), x = of_rows(tile.target_x, 0);
     const auto counts = V(0) < of_rows(tile.counts, 0);
     const V others = select(counts, of_rows(tile.others, 0), V(0));
@@ -529,30 +563,38 @@ void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulat
     const Focal cross_entropy(&no_detach);
     if constexpr (Shifted) {
       top = select(counts, of_rows(tile.top, 0), V(0));
-      f = finish(cross_entropy, exponent_of<V>(0), weight, A(1), x + load(of_target) - top, others);
+      f = finish(cross_entropy, exponent_of<V>(0), weight, A(1), x + of_target - top, others);
     } else {
-      f = finish_small(cross_entropy, exponent_of<V>(0), weight, A(1), select(counts, exp(x) * load(of_target), V(1)),
+      f = finish_small(cross_entropy, exponent_of<V>(0), weight, A(1), select(counts, exp(x) * of_target, V(1)),
                        others);
     }
     if (!job.prior_ce) f.value = f.other = f.target = top = V(0);
     sums.loss += sum(select(counts, f.value, V(0)));
+    sums.divisor += sum(weight);
     A* stats = job.rows.stats + tile.begin + r;
     store_lanes(stats + kTop * stride, 1, n, top);
     store_lanes(stats + kOther * stride, 1, n, select(counts, f.other, V(0)));
     store_lanes(stats + kTarget * stride, 1, n, select(counts, f.target, V(0)));
   }
-  for (int r = 0; r < tile.rows; r++) {
-    sums.divisor += tile.weight[r];
-    job.target_x[tile.begin + r] = tile.target_x[r];
+  std::copy_n(tile.target_x, tile.rows, job.target_x + tile.begin);
+}
+
+// What packed rows share; nothing where rows are not packed.
+template <class S>
+std::unique_ptr<PackedRows> packed_rows_of(const ClassColumns<S>& job, const Accumulate<S>* slope) {
+  if constexpr (std::is_same_v<Accumulate<S>, float>) {
+    const int classes = static_cast<int>(job.rows.classes);
+    if (columns_are_packed(job)) return std::make_unique<PackedRows>(classes, job.prior, slope);
   }
+  return nullptr;
 }
 
 template <class S>
-bool sum_small_tile(const ClassColumns<S>& job, Tile<S>& tile) {
+bool sum_small_tile(const ClassColumns<S>& job, const PackedRows* packed, Tile<S>& tile) {
   using A = Accumulate<S>;
 #if defined(IMBLOSS_MOVES_LANES)
   if constexpr (std::is_same_v<A, float>) {
-    if (columns_are_packed(job)) return sum_packed(job, tile) <= kSmallLogit<A>;
+    if (packed) return sum_packed(job, *packed, tile) <= kSmallLogit<A>;
   }
 #endif
   const A largest = rows_are_adjacent(job.rows) ? sum_by_row<false>(job, tile) : sum_by_class<false>(job, tile);
@@ -566,11 +608,12 @@ void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnS
   const int64_t classes = job.rows.classes;
   const bool dense = rows_are_adjacent(job.rows);
   Tile<S> tile(classes, dense || columns_are_packed(job));
+  const auto packed = packed_rows_of(job, static_cast<const A*>(nullptr));
   std::fill_n(sums.total, classes, 0.0);
   BlockSums targets;
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
     tile.read(job, first, last, targets);
-    *small = !job.small_prior && sum_small_tile(job, tile);
+    *small = !job.small_prior && sum_small_tile(job, packed.get(), tile);
     if (*small) {
       finish_tile<false>(job, tile, sums);
     } else if (dense) {
@@ -636,16 +679,12 @@ void store_targets(const ClassColumns<S>& job, const Tile<S>& tile, Accumulate<S
   const A* of_target = job.rows.stats + kTarget * job.rows.stats_stride + tile.begin;
   for (int r = 0; r < tile.rows; r += lanes) {
     const int n = std::min(tile.rows - r, lanes);
-    A slope[lanes], top[lanes], share[lanes], grad[lanes];
-    for (int i = 0; i < lanes; i++) {
-      const int64_t y = i < n ? tile.label[r + i] : -1;
-      slope[i] = y < 0 ? A(0) : Shifted ? job.slope[y] : job.unshifted_slope[y];
-      top[i] = y < 0 || !Shifted ? A(0) : job.top[y];
-      share[i] = y < 0 ? A(0) : job.share[y];
-    }
     auto of_rows = [&](const A* values) { return load_lanes(values + r, 1, n, A(0)); };
-    V column = exp(of_rows(tile.target_x) - load(top)) * load(slope) * of_rows(tile.importance);
-    store(grad, column - load(share) + of_rows(of_target) * (job.row_factor * upstream));
+    V x = of_rows(tile.target_x);
+    if (Shifted) x = x - tile.by_label(job.top, r, n);
+    V column = exp(x) * tile.by_label(Shifted ? job.slope : job.unshifted_slope, r, n) * of_rows(tile.importance);
+    A grad[lanes];
+    store(grad, column - tile.by_label(job.share, r, n) + of_rows(of_target) * (job.row_factor * upstream));
     for (int i = 0; i < n; i++) {
       const int64_t y = tile.label[r + i];
       if (y >= 0) store_one(tile.grad(job, r + i) + y * job.rows.grad_strides.cls, grad[i]);
@@ -660,26 +699,28 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
   using A = Accumulate<S>;
   const bool dense = rows_are_adjacent(job.rows);
   Tile<S> tile(job.rows.classes, false);
+  const auto packed = packed_rows_of(job, job.unshifted_slope);
   BlockSums ignored;
-  std::unique_ptr<A[]> other(new A[Tile<S>::most]);
+  A other[Tile<S>::most];
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
     tile.read(job, first, last, ignored);
-    for (int r = 0; r < tile.rows; r++) {
-      const A* stats = job.rows.stats + first + r;
-      other[r] = tile.label[r] < 0 ? A(0) : stats[kOther * job.rows.stats_stride] * (job.row_factor * upstream);
-      tile.top[r] = stats[kTop * job.rows.stats_stride];
+    const A *stats = job.rows.stats + first, factor = job.row_factor * upstream;
+    std::copy_n(stats + kTop * job.rows.stats_stride, tile.rows, tile.top);
+    for (int r = 0; r < tile.rows; r++) {  // 0 where the row does not count, be the factor infinite
+      const A of_row = stats[kOther * job.rows.stats_stride + r];
+      other[r] = of_row == 0 ? A(0) : of_row * factor;
     }
     const bool shifted = !small || !*small++;
-    if (shifted && dense) gradient_by_row<true>(job, tile, other.get());
-    else if (shifted) gradient_by_class<true>(job, tile, other.get());
-    else if (dense) gradient_by_row<false>(job, tile, other.get());
+    if (shifted && dense) gradient_by_row<true>(job, tile, other);
+    else if (shifted) gradient_by_class<true>(job, tile, other);
+    else if (dense) gradient_by_row<false>(job, tile, other);
 #if defined(IMBLOSS_MOVES_LANES)
-    else if (columns_are_packed(job)) {
-      if constexpr (std::is_same_v<A, float>) gradient_packed(job, tile, other.get());
+    else if (packed) {
+      if constexpr (std::is_same_v<A, float>) gradient_packed(job, *packed, tile, other);
     }
 #endif
     else
-      gradient_by_class<false>(job, tile, other.get());
+      gradient_by_class<false>(job, tile, other);
     if (shifted) store_targets<true>(job, tile, upstream);
     else store_targets<false>(job, tile, upstream);
   });

@@ -117,6 +117,7 @@ def _(grad_output, logits, *args):
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
     "softmax_rows": ("softmax_rows", "softmax_rows_backward", "softmax_soft_rows", "softmax_soft_rows_backward"),
+    "class_columns": ("class_columns", "class_columns_statistics", "class_columns_backward"),
 }
 _ACCELERATORS = {"cuda": "CUDA", "xpu": "XPU"}  # device types, and their keys in the dispatcher; ROCm's are CUDA's
 _has_triton = importlib.util.find_spec("triton") is not None
