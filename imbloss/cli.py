@@ -1,5 +1,6 @@
 """The `imbloss` command."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -116,11 +117,13 @@ def _show_shift(results: dict) -> None:
     from imbloss.lab.compare import SHIFTS, shift_summary
     from imbloss.lab.methods import METHODS
 
-    titles = {"none": "", "known": ", test prior known", "estimated": ", test prior estimated"}
+    titles = {"none": "", "known": " + known prior", "estimated": " + its estimate"}
     rows = {METHODS[name].title + titles[c]: row for (name, c), row in shift_summary(results).items()}
+    rows = {title: {shift: (mean, math.nan) for shift, (mean, _) in row.items()} for title, row in rows.items()}
     console = Console(highlight=False)
     console.print(
-        "Accuracy on long-tailed test sets, by the ratio of the training set's most to its least frequent class."
+        "Mean accuracy on test sets with so many samples of the training set's most frequent class to one of its "
+        "least frequent, as they are and corrected to the test set's prior:"
     )
     console.print(_table({shift: shift for shift in SHIFTS}, rows))
 

@@ -228,7 +228,7 @@ def class_columns(
     prior_ce, alpha, lam = numbers
     loss = 0.0
     if prior_ce:
-        bias = prior.log().to(torch.promote_types(logits.dtype, torch.float32))
+        bias = prior.to(torch.promote_types(logits.dtype, torch.float32)).log()
         rows = None, sample_weight, None, bias, None, None, normalizer
         loss = prior_ce * softmax_rows(logits, target, rows, [0.0, 0.0], ignore_index, reduction, "focal")
     x, y, counts, v = _columns(logits, target, prior, ignore_index, estimator)
@@ -241,7 +241,7 @@ def class_columns(
     top = x.detach().amax(0) if len(x) else x.new_zeros(classes)
     top = top.masked_fill(top == -math.inf, 0)
     total = (v.unsqueeze(1) * (x - top).exp()).sum(0)
-    rows = counts.sum()
+    rows = counts.sum().to(x.dtype)
     nothing = rows == 0
     second = top + torch.where(nothing, 1, total).log() - torch.where(nothing, 1, rows).log()
     if estimator == OFFICIAL:
@@ -270,7 +270,7 @@ def class_columns_statistics(
     classes, wide = x.shape[1], torch.float32 if x.device.type == "mps" else torch.float64
     weight = torch.ones_like(x[:, 0]) if sample_weight is None else sample_weight.reshape(-1)
     weight = torch.where(counts, weight, 0)
-    z = torch.where(counts.unsqueeze(1), x + prior.log().to(x.dtype), 0)
+    z = torch.where(counts.unsqueeze(1), x + prior.to(x.dtype).log(), 0)
     largest = z.amax(1)
     terms = target_terms(z, y)
     rows = torch.stack([largest, weight / (z - largest.unsqueeze(1)).exp().sum(1), -weight * terms.q])
@@ -334,7 +334,7 @@ def class_columns_backward(
     rows = kept[: 3 * n].view(3, n, 1)
     top, slope, share = kept[3 * n : -1].view(3, classes)
     index = y.unsqueeze(1)
-    grad = rows[1] * (x + prior.log().to(x.dtype) - rows[0]).exp() if numbers[0] else torch.zeros_like(x)
+    grad = rows[1] * (x + prior.to(x.dtype).log() - rows[0]).exp() if numbers[0] else torch.zeros_like(x)
     grad = kept[-1] * grad.scatter(1, index, rows[2])
     grad = grad + slope * (v.unsqueeze(1) * (x - top).exp())
     grad = grad.scatter_add(1, index, -share[index])
@@ -354,7 +354,7 @@ def _columns(
     y, counts, in_range = _checked(target if logits.dim() > 1 else target.unsqueeze(0), classes, ignore_index)
     x = torch.where((in_range | ~counts).unsqueeze(1), x, math.nan)  # a target out of range, but on CPU
     x, y, counts = x.movedim(1, -1).reshape(-1, classes), y.reshape(-1), counts.reshape(-1)
-    v = torch.ones_like(x[:, 0]) if estimator == OFFICIAL else (1 / (classes * prior)).to(x.dtype)[y]
+    v = torch.ones_like(x[:, 0]) if estimator == OFFICIAL else 1 / (classes * prior.to(x.dtype))[y]
     return x, y, counts, v
 
 

@@ -64,6 +64,7 @@ def class_columns_kernel(
         cols = start + tl.arange(0, COLUMNS)
         mask = counts[:, None] & (cols < num_classes)[None, :]
         x = tl.load(x_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_class, mask=mask, other=0.0).to(tl.float32)
+        x = tl.where((counts & (in_range == 0))[:, None], float("nan"), x)
         is_target = cols[None, :] == y[:, None]
         # the rows of each class
         shown = tl.where(mask, x, float("-inf"))

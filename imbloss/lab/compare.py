@@ -42,8 +42,8 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([network(part) for part in x.split(4096)])
 
 
-# Name -> ratio of the training set's most to its least frequent class in the test set; below 1 turns it round.
-SHIFTS = {"forward 50": 50, "forward 10": 10, "uniform": 1, "backward 10": 1 / 10, "backward 50": 1 / 50}
+# Name -> ratio of the training set's most to its least frequent class in the test set: forward, uniform, backward.
+SHIFTS = {"50:1": 50, "10:1": 10, "1:1": 1, "1:10": 1 / 10, "1:50": 1 / 50}
 CORRECTIONS = ("none", "known", "estimated")
 
 

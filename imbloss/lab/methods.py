@@ -53,7 +53,7 @@ METHODS = {
         lambda counts: imbloss.LogitAdjustedLoss(prior=_prior(counts), tau=1.5),
     ),
     "lade": Method("LADE", lambda counts: imbloss.LADELoss(counts=counts)),
-    "lade_paper": Method("LADE, paper's estimator", lambda counts: imbloss.LADELoss(counts=counts, estimator="paper")),
+    "lade_paper": Method("LADE, paper estimator", lambda counts: imbloss.LADELoss(counts=counts, estimator="paper")),
     "lader": Method("LADER alone", lambda counts: imbloss.LADER(counts=counts)),
     "adjusted_cross_entropy": Method(
         "adjusted cross entropy", lambda counts: imbloss.CrossEntropy(), _adjusted, "cross_entropy"
