@@ -21,7 +21,7 @@ struct ClassColumns {
   const A* prior;
   const A* log_prior;
   const A* importance;  // v, of the rows with that target; null is 1
-  A* target_x;          // per row: the target's logit
+  A* target_x;          // per row: the target's logit; room for it
   // of the gradient: docs/math.md's T, k, k exp(-T) and D of each class, and what multiplies PriorCE's
   const A *top, *slope, *unshifted_slope, *share;
   A row_factor;
@@ -78,7 +78,8 @@ struct Tile {
   bool any_counts, all_count;
   const int64_t* label;                   // -1 where the row does not count
   const A *weight, *importance, *counts;  // counts: 1 or 0
-  A target_x[most], top[most], others[most];
+  const A* target_x;
+  A top[most], others[most];
   // per class: sums in lanes that are not classes, and in those that are
   std::unique_ptr<A[]> lane_sum, sum, column_top;
   int64_t padded;
@@ -91,7 +92,8 @@ struct Tile {
   }
   Tile(const Tile&) = delete;
 
-  void read(const ClassColumns<S>& job, int64_t first, int64_t end, BlockSums& sums) {
+  // The targets and what goes with them. `known_x`: whether job.target_x has been filled in, as this does otherwise.
+  void read(const ClassColumns<S>& job, int64_t first, int64_t end, BlockSums& sums, bool known_x) {
     const int64_t *target = job.rows.target + first, classes = job.rows.classes, ignored = job.rows.ignore_index;
     begin = first;
     rows = static_cast<int>(end - first);
@@ -118,13 +120,23 @@ struct Tile {
       counts = counts_;
     }
     if (job.importance || !all_count) importance = importance_;
+    few_classes_ = all_count && classes <= lanes;
+    for (int r = 0; r < rows; r++) index_[r] = static_cast<int32_t>(label[r]);
+    target_x = job.target_x + first;
+    if (known_x) return;
     const int64_t step = job.rows.logits_strides.cls;
-    for (int r = 0; r < rows; r++) target_x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
+    A* x = job.target_x + first;
+    for (int r = 0; r < rows; r++) x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
   }
   bool weighted() const { return importance != ones_; }
 
   // For n rows from r on, the value of each row's class; 0 where the row does not count.
   IMBLOSS_INLINE Vec<A> by_label(const A* values, int r, int n) const {
+#if defined(IMBLOSS_MOVES_LANES)
+    if constexpr (std::is_same_v<A, float>) {
+      if (few_classes_ && n == lanes) return permute(load(values), index_ + r);
+    }
+#endif
     A gathered[lanes];
     if (all_count && n == lanes) {
       for (int i = 0; i < lanes; i++) gathered[i] = values[label[r + i]];
@@ -156,6 +168,8 @@ struct Tile {
   }
 
  private:
+  bool few_classes_;  // so few that their values fit into a vector
+  int32_t index_[most];
   int64_t label_[most];
   A weight_[most], importance_[most], counts_[most], ones_[most];
 };
@@ -576,7 +590,6 @@ void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulat
     store_lanes(stats + kOther * stride, 1, n, select(counts, f.other, V(0)));
     store_lanes(stats + kTarget * stride, 1, n, select(counts, f.target, V(0)));
   }
-  std::copy_n(tile.target_x, tile.rows, job.target_x + tile.begin);
 }
 
 // What packed rows share; nothing where rows are not packed.
@@ -612,7 +625,7 @@ void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnS
   std::fill_n(sums.total, classes, 0.0);
   BlockSums targets;
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
-    tile.read(job, first, last, targets);
+    tile.read(job, first, last, targets, false);
     *small = !job.small_prior && sum_small_tile(job, packed.get(), tile);
     if (*small) {
       finish_tile<false>(job, tile, sums);
@@ -692,10 +705,11 @@ void store_targets(const ClassColumns<S>& job, const Tile<S>& tile, Accumulate<S
   }
 }
 
-// Writes the gradient of a block of rows. The factors of the classes have the upstream gradient in them.
+// Writes the gradient of a block of rows. The factors of the classes have the upstream gradient in them. `small`: as
+// sum_columns noted it, or null; `known_x`: whether that has filled in the targets' logits.
 template <class S>
-void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Accumulate<S> upstream,
-                      const bool* small) {
+void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Accumulate<S> upstream, const bool* small,
+                      bool known_x) {
   using A = Accumulate<S>;
   const bool dense = rows_are_adjacent(job.rows);
   Tile<S> tile(job.rows.classes, false);
@@ -703,7 +717,7 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
   BlockSums ignored;
   A other[Tile<S>::most];
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
-    tile.read(job, first, last, ignored);
+    tile.read(job, first, last, ignored, known_x);
     const A *stats = job.rows.stats + first, factor = job.row_factor * upstream;
     std::copy_n(stats + kTop * job.rows.stats_stride, tile.rows, tile.top);
     for (int r = 0; r < tile.rows; r++) {  // 0 where the row does not count, be the factor infinite

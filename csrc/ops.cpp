@@ -466,6 +466,8 @@ struct ColumnsCall {
   ColumnsCall(const ColumnsCall&) = delete;
 
   void keep_stats(A* stats) {
+    target_x_.reset(new A[rows.count]);
+    job.target_x = target_x_.get();
     job.rows.stats = stats;
     job.rows.stats_stride = rows.count;
   }
@@ -473,8 +475,6 @@ struct ColumnsCall {
   // Reads all logits: the rows' stats, and the sums of the columns.
   void sum() {
     const int64_t count = num_blocks();
-    target_x_.reset(new A[rows.count]);
-    job.target_x = target_x_.get();
     totals_.reset(new double[count * rows.classes]);
     tops_.reset(new A[count * rows.classes]);
     small_.resize(count);
@@ -531,8 +531,9 @@ struct ColumnsCall {
     job.unshifted_slope = unshifted;
     job.share = shares;
     job.row_factor = factors[kNumColumnFactors * rows.classes];
+    const bool summed = !small_.empty();
     in_blocks([&](int64_t b, int64_t begin, int64_t end) {
-      columns_gradient(job, begin, end, upstream, small_.empty() ? nullptr : small_[b].get());
+      columns_gradient(job, begin, end, upstream, summed ? small_[b].get() : nullptr, summed);
     });
   }
 
@@ -568,7 +569,7 @@ struct ColumnsCall {
     A *pi = constants_.data(), *log_pi = pi + padded, *importance = log_pi + padded;
     for (int64_t c = 0; c < rows.classes; c++) {
       pi[c] = static_cast<A>(prior[c]);
-      importance[c] = static_cast<A>(1 / (prior[c] * static_cast<double>(rows.classes)));
+      if (!regulariser.official) importance[c] = static_cast<A>(1 / (prior[c] * static_cast<double>(rows.classes)));
     }
     for (int64_t c = 0; c < padded; c += kLanes<A>) store(log_pi + c, log(load(pi + c)));
     std::fill(log_pi + rows.classes, log_pi + padded, -kInfinity<A>);

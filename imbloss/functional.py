@@ -23,6 +23,7 @@ from imbloss.priors import (
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 MOST_GAMMA = 1e6  # far beyond use; q^gamma is 0 or 1
 _LOGITS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_WIDE = frozenset({torch.float32, torch.float64})
 
 
 def cross_entropy(
@@ -490,10 +491,12 @@ def log_shares(counts: Tensor) -> Tensor:
 def _lade_prior(logits: Tensor, prior: Prior | None, counts: Tensor | None, smoothing: float) -> Tensor:
     """The prior, not yet looked at if it was given as one."""
     classes = num_classes(logits)
-    check_either(prior, counts, smoothing)
-    if counts is not None:
+    if counts is not None or prior is None or smoothing != 0:
+        check_either(prior, counts, smoothing)
+    if prior is None:
+        assert counts is not None
         return smoothed_prior(counts, smoothing, classes)
-    prior = as_prior(prior)  # pyright: ignore[reportArgumentType]
+    prior = as_prior(prior)
     check_vector(prior, classes, "prior")
     return prior
 
@@ -741,8 +744,10 @@ def class_columns(
     if sample_weight is not None:
         dtype = _accumulation_dtype(logits.dtype)
         sample_weight = _operand(sample_weight, "sample_weight", row_shape(logits), logits.device, dtype)
-    dtype = prior.dtype if prior.dtype in (torch.float32, torch.float64) else torch.float32
-    prior = _operand(prior, "prior", prior.shape, logits.device, dtype)
+    plain = prior.is_cpu and logits.is_cpu and prior.is_contiguous() and not prior.is_neg()
+    if not plain or prior.dtype not in _WIDE:
+        dtype = prior.dtype if prior.dtype in _WIDE else torch.float32
+        prior = _operand(prior, "prior", prior.shape, logits.device, dtype)
     operands = prior, sample_weight, normalizer
     options = numbers, ignore_index, reduced, estimator
     if group is None:
