@@ -4,7 +4,6 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "softmax_packed_rows.h"
@@ -21,7 +20,7 @@ struct ClassColumns {
   const A* prior;
   const A* log_prior;
   const A* importance;  // v, of the rows with that target; null is 1
-  A* target_x;          // per row: the target's logit; room for it
+  A* target_x;          // per row: room for the target's logit
   // of the gradient: docs/math.md's T, k, k exp(-T) and D of each class, and what multiplies PriorCE's
   const A *top, *slope, *unshifted_slope, *share;
   A row_factor;

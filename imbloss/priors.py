@@ -227,7 +227,7 @@ def estimate_prior(
     >>> logits = torch.tensor([[2.0, -2.0]] * 30 + [[-2.0, 2.0]] * 70)
     >>> estimate = estimate_prior(logits, torch.tensor([0.5, 0.5]))
     >>> estimate.prior, estimate.converged
-    (tensor([0.2926, 0.7074], dtype=torch.float64), True)
+    (tensor([0.2925, 0.7075], dtype=torch.float64), True)
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise TypeError(f"expected logits to be a tensor of a floating dtype, but got {describe(logits)}")
