@@ -8,12 +8,15 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdio>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "class_columns.h"
 #include "softmax_packed_rows.h"
 #include "softmax_rows.h"
 #include "softmax_soft_rows.h"
@@ -502,6 +505,318 @@ Tensor softmax_soft_rows_backward_op(Tensor upstream, Tensor logits, Tensor targ
                                label_smoothing, ignore_index, reduction, policy, Grad::kNew));
 }
 
+// ---- class columns -------------------------------------------------------------------------------------------------
+// Operands: the prior, sample weights, the normalizer. Numbers: the factors of PriorCE and of LADER, and lambda. As in
+// imbloss/_ops.py and imbloss/reference.py.
+enum ColumnOperand { kPrior, kColumnSampleWeight, kColumnNormalizer, kNumColumnOperands };
+enum ColumnNumber { kPriorCE, kAlpha, kLambda, kNumColumnNumbers };
+enum ColumnStats { kColumnTop, kColumnTotal, kColumnOwn, kColumnCount, kNumColumnStats };
+constexpr int64_t kNumColumnFactors = 3, kNumTotals = 2;
+
+// A call of the traversal in its steps, with everything that it points to.
+template <class S>
+struct ColumnsCall {
+  using A = Accumulate<S>;
+  const Rows& rows;
+  const OperandList& operands;
+  ClassColumns<S> job{};
+  Regulariser regulariser{};
+  int64_t padded;             // classes, in whole vectors
+  std::vector<double> prior;  // padded with 0
+  std::vector<ColumnSums<A>> blocks;
+  std::vector<double> columns;   // kNumColumnStats a class, padded
+  double loss = 0, divisor = 0;  // of PriorCE
+
+  ColumnsCall(const Rows& rows, const OperandList& operands, const std::vector<double>& numbers, int64_t ignore_index,
+              const std::string& estimator)
+      : rows(rows), operands(operands), padded((rows.classes + kWhole - 1) / kWhole * kWhole) {
+    STD_TORCH_CHECK(!rows.probabilities, "expected target of dtype int64");
+    STD_TORCH_CHECK(operands.size() == kNumColumnOperands && operands[kPrior], "expected ", int(kNumColumnOperands),
+                    " operands, the prior first");
+    STD_TORCH_CHECK(numbers.size() == kNumColumnNumbers, "expected ", int(kNumColumnNumbers), " numbers");
+    STD_TORCH_CHECK(estimator == "official" || estimator == "paper", "expected estimator official or paper");
+    regulariser = {numbers[kAlpha], numbers[kLambda], 0, rows.classes, estimator == "official"};
+    job.rows.inner = rows.inner;
+    job.rows.classes = rows.classes;
+    job.rows.ignore_index = ignore_index;
+    job.rows.logits = static_cast<const S*>(rows.logits.const_data_ptr());
+    job.rows.logits_strides = rows.strides;
+    job.rows.target = static_cast<const int64_t*>(rows.target.const_data_ptr());
+    job.rows.sample_weight = data_of<A>(operand(kColumnSampleWeight), "sample_weight", kScalarType<A>, rows.count);
+    job.prior_ce = numbers[kPriorCE] != 0;
+    read_prior();
+  }
+  ColumnsCall(const ColumnsCall&) = delete;
+
+  void keep_stats(A* stats) {
+    target_x_.reset(new A[rows.count]);
+    job.target_x = target_x_.get();
+    job.rows.stats = stats;
+    job.rows.stats_stride = rows.count;
+  }
+
+  // Reads all logits: the rows' stats, and the sums of the columns.
+  void sum() {
+    const int64_t count = num_blocks();
+    totals_.reset(new double[count * rows.classes]);
+    tops_.reset(new A[count * rows.classes]);
+    small_.resize(count);
+    for (int64_t b = 0; b < count; b++) {
+      blocks.push_back({totals_.get() + b * rows.classes, tops_.get() + b * rows.classes, false, false, 0, 0, -1});
+    }
+    // the targets' sums by block where that costs no more memory than a number or two a row
+    const bool own_by_block = block_rows_ >= 8 * rows.classes;
+    std::vector<double> own(2 * rows.classes * (own_by_block ? count : 1));
+    in_blocks([&](int64_t b, int64_t begin, int64_t end) {
+      small_[b].reset(new bool[(end - begin) / kFewestTileRows + 1]);
+      sum_columns(job, begin, end, blocks[b], small_[b].get());
+      double* mine = own.data() + 2 * rows.classes * b;
+      if (own_by_block) sum_targets(job, begin, end, mine, mine + rows.classes);
+    });
+    BlockSums first_bad;
+    for (int64_t b = count; b-- > 0;) {
+      if (blocks[b].bad_row >= 0) first_bad.bad_row = blocks[b].bad_row;
+    }
+    rows.check_target(first_bad, job.rows.ignore_index);
+    if (!own_by_block) sum_targets(job, 0, rows.count, own.data(), own.data() + rows.classes);
+    merge(own, own_by_block ? count : 1);
+  }
+
+  // The loss from `columns` and the totals, and the factors of its gradient in the accumulation dtype.
+  double finish(int64_t reduction, double prior_ce, A* factors) {
+    double mean_of = 1;
+    if (reduction == kMean) {
+      const std::optional<Tensor>& normalizer = operands[kColumnNormalizer];
+      mean_of = normalizer ? numbers_in(*normalizer, "normalizer", 1)[0] : divisor;
+    }
+    for (int64_t c = 0; c < rows.classes; c++) regulariser.rows += column(kColumnCount)[c];
+    std::vector<double> terms((rows.classes + kChunk - 1) / kChunk);
+    in_chunks([&](int64_t begin, int64_t end) { terms[begin / kChunk] = finish_classes(begin, end, factors); });
+    double value = job.prior_ce ? prior_ce * loss / mean_of : 0;
+    for (double term : terms) value += term;
+    factors[kNumColumnFactors * rows.classes] = static_cast<A>(prior_ce / mean_of);
+    return value;
+  }
+
+  // The gradient times `upstream`, into job.rows.grad. With the tiles of sum() known to be small, if that was called.
+  void gradient(const A* factors, A upstream) {
+    const A *top = factors, *slope = top + rows.classes, *share = slope + rows.classes;
+    per_class_.resize(4 * padded);
+    A *tops = per_class_.data(), *slopes = tops + padded, *unshifted = slopes + padded, *shares = unshifted + padded;
+    for (int64_t c = 0; c < rows.classes; c++) {
+      tops[c] = top[c];
+      slopes[c] = slope[c] * upstream;
+      unshifted[c] = top[c] == 0 ? slopes[c] : slopes[c] * std::exp(-top[c]);
+      shares[c] = share[c] * upstream;
+    }
+    job.top = tops;
+    job.slope = slopes;
+    job.unshifted_slope = unshifted;
+    job.share = shares;
+    job.row_factor = factors[kNumColumnFactors * rows.classes];
+    const bool summed = !small_.empty();
+    in_blocks([&](int64_t b, int64_t begin, int64_t end) {
+      columns_gradient(job, begin, end, upstream, summed ? small_[b].get() : nullptr, summed);
+    });
+  }
+
+  double* column(ColumnStats which) { return columns.data() + which * padded; }
+
+ private:
+  static constexpr int64_t kWhole = 16, kChunk = 512, kFewestTileRows = 32;
+  std::vector<A> constants_, per_class_;
+  std::unique_ptr<A[]> target_x_, tops_;
+  std::unique_ptr<double[]> totals_;
+  std::vector<std::unique_ptr<bool[]>> small_;
+  int64_t block_rows_ = 1;
+
+  const Tensor* operand(ColumnOperand which) const { return operands[which] ? &*operands[which] : nullptr; }
+
+  void read_prior() {
+    prior = numbers_in(*operands[kPrior], "prior", rows.classes);
+    double total = 0, least = kInfinity<double>;
+    for (int64_t c = 0; c < rows.classes; c++) {
+      total += prior[c];
+      least = std::min(least, prior[c]);
+      if (prior[c] > 0 && prior[c] < kInfinity<double>) continue;
+      throw std::invalid_argument("expected prior > 0 and finite, but got " + shown(prior[c]) + " at index " +
+                                  std::to_string(c));
+    }
+    if (!(std::abs(total - 1) <= 1e-4)) {
+      char text[32];
+      std::snprintf(text, sizeof(text), "%.6g", total);
+      throw std::invalid_argument("expected prior to sum to 1 within 1e-4, but got a sum of " + std::string(text));
+    }
+    prior.resize(padded);
+    constants_.resize(3 * padded);
+    A *pi = constants_.data(), *log_pi = pi + padded, *importance = log_pi + padded;
+    for (int64_t c = 0; c < rows.classes; c++) {
+      pi[c] = static_cast<A>(prior[c]);
+      if (!regulariser.official) importance[c] = static_cast<A>(1 / (prior[c] * static_cast<double>(rows.classes)));
+    }
+    for (int64_t c = 0; c < padded; c += kLanes<A>) store(log_pi + c, log(load(pi + c)));
+    std::fill(log_pi + rows.classes, log_pi + padded, -kInfinity<A>);
+    job.small_prior = least < kSmallPrior;
+    job.prior = pi;
+    job.log_prior = log_pi;
+    if (!regulariser.official) job.importance = importance;
+  }
+
+  // As Python shows a number.
+  static std::string shown(double x) {
+    char text[32];
+    std::snprintf(text, sizeof(text), x == std::floor(x) && std::abs(x) < 1e16 ? "%.1f" : "%.17g", x);
+    return text;
+  }
+
+  // Blocks by the shape alone: at most 64, whose sums of columns are a small part of the gradient's memory.
+  int64_t num_blocks() {
+    constexpr int64_t elements = 16 * 1024, fewest_rows = 32, most = 64;
+    const int64_t wanted = std::min({rows.count * rows.classes / elements, rows.count / fewest_rows, most});
+    const int64_t count = std::max<int64_t>(wanted, 1);
+    block_rows_ = std::max<int64_t>((((rows.count + count - 1) / count) + kWhole - 1) / kWhole * kWhole, 1);
+    return std::max<int64_t>((rows.count + block_rows_ - 1) / block_rows_, 1);
+  }
+  template <class F>
+  void in_blocks(F f) {
+    const int64_t count = num_blocks();
+    auto block = [&](int64_t b) { f(b, b * block_rows_, std::min(rows.count, (b + 1) * block_rows_)); };
+    if (count == 1) return block(0);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; b++) block(b);
+    });
+  }
+  template <class F>
+  void in_chunks(F f) {
+    const int64_t count = (rows.classes + kChunk - 1) / kChunk;
+    auto chunk = [&](int64_t i) { f(i * kChunk, std::min(rows.classes, (i + 1) * kChunk)); };
+    if (count == 1) return chunk(0);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) chunk(i);
+    });
+  }
+
+  // Adds up the blocks, in order.
+  void merge(const std::vector<double>& own, int64_t own_blocks) {
+    columns.assign(kNumColumnStats * padded, 0.0);
+    bool shifted = false, any_row = false;
+    for (const ColumnSums<A>& block : blocks) {
+      loss += block.loss;
+      divisor += block.divisor;
+      shifted |= block.any_row && block.shifted;
+      any_row |= block.any_row;
+    }
+    in_chunks([&](int64_t begin, int64_t end) {
+      double *top = column(kColumnTop), *total = column(kColumnTotal);
+      std::fill(top + begin, top + end, shifted || !any_row ? -kInfinity<double> : 0.0);
+      for (const ColumnSums<A>& block : blocks) {
+        if (!block.any_row) continue;
+        for (int64_t c = begin; c < end; c++) {
+          if (shifted) add_class(total[c], top[c], block.total[c], block.shifted ? double(block.top[c]) : 0.0);
+          else total[c] += block.total[c];
+        }
+      }
+      for (int64_t b = 0; b < own_blocks; b++) {
+        const double* mine = own.data() + 2 * rows.classes * b;
+        for (int64_t c = begin; c < end; c++) {
+          column(kColumnOwn)[c] += mine[c];
+          column(kColumnCount)[c] += mine[rows.classes + c];
+        }
+      }
+    });
+  }
+
+  double finish_classes(int64_t begin, int64_t end, A* factors) {
+    constexpr int lanes = kLanes<double>;
+    double sum = 0, value[lanes], slope[lanes], share[lanes];
+    for (int64_t c = begin; c < end; c += lanes) {
+      ClassTerm term =
+          class_term(regulariser, load(prior.data() + c), load(column(kColumnTop) + c), load(column(kColumnTotal) + c),
+                     load(column(kColumnOwn) + c), load(column(kColumnCount) + c));
+      store(value, term.value);
+      store(slope, term.slope);
+      store(share, term.share);
+      for (int64_t i = 0; i < lanes && c + i < end; i++) {
+        const double top = column(kColumnTop)[c + i];
+        sum += value[i];
+        factors[c + i] = top == -kInfinity<double> ? A(0) : static_cast<A>(top);
+        factors[rows.classes + c + i] = static_cast<A>(slope[i]);
+        factors[2 * rows.classes + c + i] = static_cast<A>(share[i]);
+      }
+    }
+    return sum;
+  }
+};
+
+// What the backward needs, in one tensor: the rows' stats, three factors of each class, the factor of PriorCE.
+int64_t kept_numbers(const Rows& rows) { return kNumRowStats * rows.count + kNumColumnFactors * rows.classes + 1; }
+
+std::tuple<Tensor, Tensor> class_columns_op(Tensor logits, Tensor target, OperandList operands,
+                                            std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
+                                            std::string estimator, bool keep_grad) {
+  Rows rows(std::move(logits), std::move(target));
+  STD_TORCH_CHECK(reduction == kMean || reduction == kSum, "expected reduction 1 or 2, but got ", reduction);
+  return with_storage(rows.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
+    using S = decltype(storage);
+    using A = Accumulate<S>;
+    ColumnsCall<S> call(rows, operands, numbers, ignore_index, estimator);
+    const int64_t kept_shape[] = {kept_numbers(rows)};
+    std::unique_ptr<A[]> stats_and_factors;
+    Tensor kept = keep_grad ? rows.new_grad(call.job.rows) : new_tensor({kept_shape, 1}, kScalarType<A>);
+    if (keep_grad) stats_and_factors.reset(new A[kept_shape[0]]);
+    A* stats = keep_grad ? stats_and_factors.get() : static_cast<A*>(kept.mutable_data_ptr());
+    A* factors = stats + kNumRowStats * rows.count;
+    call.keep_stats(stats);
+    call.sum();
+    Tensor loss = new_tensor({}, kScalarType<A>);
+    *static_cast<A*>(loss.mutable_data_ptr()) = static_cast<A>(call.finish(reduction, numbers[kPriorCE], factors));
+    if (!keep_grad) return {loss, kept};
+    call.gradient(factors, A(1));
+    return {loss, rows.as_given(kept)};
+  });
+}
+
+// One process's sums: the rows' stats, the columns' (in float64), the sum of PriorCE and the divisor of its mean.
+std::tuple<Tensor, Tensor, Tensor> class_columns_statistics_op(Tensor logits, Tensor target, OperandList operands,
+                                                               std::vector<double> numbers, int64_t ignore_index,
+                                                               std::string estimator) {
+  Rows rows(std::move(logits), std::move(target));
+  return with_storage(rows.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor, Tensor> {
+    using S = decltype(storage);
+    using A = Accumulate<S>;
+    ColumnsCall<S> call(rows, operands, numbers, ignore_index, estimator);
+    const int64_t stats_shape[] = {kNumRowStats, rows.count}, columns_shape[] = {kNumColumnStats, rows.classes};
+    const int64_t totals_shape[] = {kNumTotals};
+    Tensor stats = new_tensor({stats_shape, 2}, kScalarType<A>);
+    Tensor columns = new_tensor({columns_shape, 2}, ScalarType::Double);
+    Tensor totals = new_tensor({totals_shape, 1}, ScalarType::Double);
+    call.keep_stats(static_cast<A*>(stats.mutable_data_ptr()));
+    call.sum();
+    for (int i = 0; i < kNumColumnStats; i++) {
+      const double* column = call.column(static_cast<ColumnStats>(i));
+      std::copy(column, column + rows.classes, static_cast<double*>(columns.mutable_data_ptr()) + i * rows.classes);
+    }
+    static_cast<double*>(totals.mutable_data_ptr())[0] = call.loss;
+    static_cast<double*>(totals.mutable_data_ptr())[1] = call.divisor;
+    return {stats, columns, totals};
+  });
+}
+
+Tensor class_columns_backward_op(Tensor upstream, Tensor logits, Tensor target, Tensor kept, OperandList operands,
+                                 std::vector<double> numbers, int64_t ignore_index, std::string estimator) {
+  Rows rows(std::move(logits), std::move(target));
+  return with_storage(rows.logits.scalar_type(), [&](auto storage) {
+    using S = decltype(storage);
+    using A = Accumulate<S>;
+    ColumnsCall<S> call(rows, operands, numbers, ignore_index, estimator);
+    A* stats = const_cast<A*>(data_of<A>(&kept, "kept", kScalarType<A>, kept_numbers(rows)));
+    call.keep_stats(stats);
+    Tensor grad = rows.new_grad(call.job.rows);
+    call.gradient(stats + kNumRowStats * rows.count, static_cast<A>(numbers_in(upstream, "grad_output", 1)[0]));
+    return rows.as_given(grad);
+  });
+}
+
 }  // namespace
 
 void set_fill_new_tensors(bool fill) { fill_new_tensors = fill; }
@@ -515,4 +830,7 @@ STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) {
   m.impl("softmax_soft_rows", TORCH_BOX(&imbloss::softmax_soft_rows_op));
   m.impl("softmax_soft_rows_", TORCH_BOX(&imbloss::softmax_soft_rows_in_place_op));
   m.impl("softmax_soft_rows_backward", TORCH_BOX(&imbloss::softmax_soft_rows_backward_op));
+  m.impl("class_columns", TORCH_BOX(&imbloss::class_columns_op));
+  m.impl("class_columns_statistics", TORCH_BOX(&imbloss::class_columns_statistics_op));
+  m.impl("class_columns_backward", TORCH_BOX(&imbloss::class_columns_backward_op));
 }

@@ -16,6 +16,7 @@ from imbloss import _C, reference
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as in csrc/ops.cpp
 NUM_ROW_STATS = 3  # as in csrc/softmax_rows.h
+NUM_COLUMN_STATS, NUM_COLUMN_FACTORS, NUM_TOTALS = 4, 3, 2  # as in csrc/class_columns.h
 BACKENDS = ("auto", "cpp", "triton", "reference")
 Operands = Sequence[Tensor | None]
 
@@ -52,7 +53,23 @@ _library.define(
     "int ignore_index, int reduction, str policy) -> Tensor",
     tags=_TAGS,
 )
-# The order of `operands`, which may be empty instead; as in csrc/ops.cpp.
+_library.define(
+    "class_columns(Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, int ignore_index, int reduction, "
+    "str estimator, bool keep_grad) -> (Tensor loss, Tensor kept)",
+    tags=_TAGS,
+)
+_library.define(
+    "class_columns_statistics(Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, int ignore_index, "
+    "str estimator) -> (Tensor rows, Tensor columns, Tensor totals)",
+    tags=_TAGS,
+)
+_library.define(
+    "class_columns_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor kept, Tensor?[] operands, "
+    "float[] numbers, int ignore_index, str estimator) -> Tensor",
+    tags=_TAGS,
+)
+# The order of `operands`, which may be empty instead; as in csrc/ops.cpp. class_columns has (prior, sample_weight,
+# normalizer), and as numbers the factors of PriorCE and of LADER, and lambda.
 OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
 
 
@@ -93,12 +110,33 @@ def _(logits, target, operands, numbers, *options):
     return _new_loss(logits, options[-2])
 
 
+@torch.library.register_fake("imbloss::class_columns", lib=_library)
+def _(logits, target, operands, numbers, ignore_index, reduction, estimator, keep_grad):
+    wide = _accumulation_dtype(logits.dtype)
+    kept_size = NUM_ROW_STATS * target.numel() + NUM_COLUMN_FACTORS * operands[0].numel() + 1
+    kept = torch.empty_like(logits) if keep_grad else logits.new_empty(kept_size, dtype=wide)
+    return logits.new_empty((), dtype=wide), kept
+
+
+@torch.library.register_fake("imbloss::class_columns_statistics", lib=_library)
+def _(logits, target, operands, numbers, ignore_index, estimator):
+    rows = logits.new_empty((NUM_ROW_STATS, target.numel()), dtype=_accumulation_dtype(logits.dtype))
+    columns = logits.new_empty((NUM_COLUMN_STATS, operands[0].numel()), dtype=torch.float64)
+    return rows, columns, logits.new_empty(NUM_TOTALS, dtype=torch.float64)
+
+
+@torch.library.register_fake("imbloss::class_columns_backward", lib=_library)
+def _(grad_output, logits, *args):
+    return torch.empty_like(logits)
+
+
 # ---- backends ----------------------------------------------------------------------------------------------------
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
     "softmax_rows": tuple(
         name + suffix for name in ("softmax_rows", "softmax_soft_rows") for suffix in ("", "_backward", "_")
     ),
+    "class_columns": ("class_columns", "class_columns_statistics", "class_columns_backward"),
 }
 _ACCELERATORS = {"cuda": "CUDA", "xpu": "XPU"}  # device types, and their keys in the dispatcher; ROCm's are CUDA's
 _has_triton = importlib.util.find_spec("triton") is not None
@@ -155,6 +193,12 @@ _interpreted: torch.library.Library | None = None  # Triton's kernels on CPU, in
 set_backend(os.environ.get("IMBLOSS_BACKEND", "auto"))
 
 
+def has_kernels(logits: Tensor) -> bool:
+    """Whether operators, rather than the reference, serve this tensor."""
+    kernels = _kernels["cpu"] if logits.is_cpu else _kernels_elsewhere(logits)
+    return kernels is not None and not (kernels == "triton" and logits.dtype == torch.float64)
+
+
 def _kernels_elsewhere(logits: Tensor) -> str | None:
     """Whose kernels serve a tensor that is not on the CPU."""
     kernels = _kernels.get(logits.device.type)
@@ -186,9 +230,10 @@ class Traversal:
 
     forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
     backward: Callable[..., Tensor]  # (grad_output, kept, logits, target, operands, *options) -> gradient
-    in_place: Callable[..., Tensor]  # (logits, target, operands, *options) -> loss, with the gradient in the logits
     reference: Callable[..., Tensor]
     keeps: bool  # whether the backward needs what the forward kept
+    # (logits, target, operands, *options) -> loss, with the gradient in the logits; None where no loss offers that
+    in_place: Callable[..., Tensor] | None = None
     _recomputed: Callable[..., Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -381,14 +426,24 @@ softmax_rows = Traversal(
     backward=lambda grad_output, stats, logits, target, operands, numbers, ignore_index, *_: (
         torch.ops.imbloss.softmax_rows_backward.default(grad_output, logits, target, stats, operands, ignore_index)
     ),
-    in_place=torch.ops.imbloss.softmax_rows_.default,
     reference=reference.softmax_rows,
     keeps=True,
+    in_place=torch.ops.imbloss.softmax_rows_.default,
 )
 softmax_soft_rows = Traversal(
     forward=torch.ops.imbloss.softmax_soft_rows.default,
     backward=lambda grad_output, _, *args: torch.ops.imbloss.softmax_soft_rows_backward.default(grad_output, *args),
-    in_place=torch.ops.imbloss.softmax_soft_rows_.default,
     reference=reference.softmax_soft_rows,
     keeps=False,
+    in_place=torch.ops.imbloss.softmax_soft_rows_.default,
+)
+class_columns = Traversal(
+    forward=torch.ops.imbloss.class_columns.default,
+    backward=lambda grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: (
+        torch.ops.imbloss.class_columns_backward.default(
+            grad_output, logits, target, kept, operands, numbers, ignore_index, estimator
+        )
+    ),
+    reference=reference.class_columns,
+    keeps=True,
 )

@@ -1,5 +1,6 @@
 """The `imbloss` command."""
 
+import math
 import sys
 from collections.abc import Iterator
 from json import dumps
@@ -59,6 +60,10 @@ def compare(
     epochs: Annotated[int, typer.Option()] = 60,
     batch_size: Annotated[int, typer.Option()] = 64,
     learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 1e-3,
+    shift: Annotated[
+        bool,
+        typer.Option("--shift", help="Also test on long-tailed test sets, with and without correction to their prior."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for results.json and plots.")] = Path("loss_test"),
 ) -> None:
     """Train with each loss on the same imbalanced data and show what it buys."""
@@ -77,7 +82,7 @@ def compare(
             steps = iter(range(len(methods) * seeds))
             results = run(
                 data, methods=methods, imbalance_ratio=imbalance_ratio, model=model, seeds=seeds, epochs=epochs,
-                batch_size=batch_size, learning_rate=learning_rate,
+                batch_size=batch_size, learning_rate=learning_rate, shift=shift,
                 progress=lambda name, seed: bar.update(
                     task, completed=next(steps), description=f"{METHODS[name].title}, seed {seed}"
                 ),
@@ -90,6 +95,8 @@ def compare(
     plot_recall(results, out / "recall.png")
     plot_confusion(results, out / "confusion.png")
     _show(results)
+    if shift:
+        _show_shift(results)
     Console(soft_wrap=True).print(f"Written: {out}/results.json, recall.png, confusion.png", highlight=False)
 
 
@@ -105,19 +112,39 @@ def _show(results: dict) -> None:
         f"{sum(results['data']['test_counts'])} test samples; {settings['model']}, {settings['epochs']} epochs, "
         f"{settings['seeds']} seeds. Percent, mean and standard deviation over seeds."
     )
+    rows = summary(results)
+    console.print(_table(SCORES, {METHODS[name].title: row for name, row in rows.items()}))
+
+
+def _show_shift(results: dict) -> None:
+    from imbloss.lab.compare import SHIFTS, shift_summary
+    from imbloss.lab.methods import METHODS
+
+    titles = {"none": "", "known": " + known prior", "estimated": " + its estimate"}
+    rows = {METHODS[name].title + titles[c]: row for (name, c), row in shift_summary(results).items()}
+    rows = {title: {shift: (mean, math.nan) for shift, (mean, _) in row.items()} for title, row in rows.items()}
+    console = Console(highlight=False)
+    console.print(
+        "Mean accuracy on test sets with so many samples of the training set's most frequent class to one of its "
+        "least frequent, as they are and corrected to the test set's prior:"
+    )
+    console.print(_table({shift: shift for shift in SHIFTS}, rows))
+
+
+def _table(titles: dict[str, str], rows: dict[str, dict[str, tuple[float, float]]]) -> Table:
+    """Means and deviations in percent, the best of each column in bold."""
     table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for title in SCORES.values():
+    for title in titles.values():
         table.add_column(title, justify="right")
-    rows = summary(results)
-    best = {score: max(rows[name][score][0] for name in rows) for score in SCORES}
+    best = {score: max(row[score][0] for row in rows.values()) for score in titles}
     for name, row in rows.items():
         cells = []
         for score, (mean, deviation) in row.items():
             cell = f"{100 * mean:.1f}" + (f" ±{100 * deviation:.1f}" if deviation == deviation else "")
             cells.append(f"[bold]{cell}[/]" if mean == best[score] else cell)
-        table.add_row(METHODS[name].title, *cells)
-    console.print(table)
+        table.add_row(name, *cells)
+    return table
 
 
 @app.command()

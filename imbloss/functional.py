@@ -1,16 +1,29 @@
 """The losses as functions: arguments checked, scale, bias, margin, weight and gamma filled in, one traversal called."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imbloss import _ops
-from imbloss.priors import check_counts, check_number, check_positive, check_prior, check_vector, describe, precise
+from imbloss import _ops, distributed, reference
+from imbloss.priors import (
+    Prior,
+    as_prior,
+    check_counts,
+    check_number,
+    check_positive,
+    check_prior,
+    check_vector,
+    describe,
+    precise,
+    smoothed_prior,
+)
 
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 MOST_GAMMA = 1e6  # far beyond use; q^gamma is 0 or 1
 _LOGITS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_WIDE = frozenset({torch.float32, torch.float64})
 
 
 def cross_entropy(
@@ -18,7 +31,7 @@ def cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
-    prior: Tensor | None = None,
+    prior: Prior | None = None,
     tau: float = 1.0,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
@@ -73,7 +86,7 @@ def focal_loss(
     *,
     gamma: float | Tensor = 2.0,
     weight: Tensor | None = None,
-    prior: Tensor | None = None,
+    prior: Prior | None = None,
     tau: float = 1.0,
     label_smoothing: float = 0.0,
     detach_factor: bool = False,
@@ -222,7 +235,7 @@ def logit_adjusted_loss(
     logits: Tensor,
     target: Tensor,
     *,
-    prior: Tensor,
+    prior: Prior,
     tau: float = 1.0,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -344,6 +357,118 @@ def vs_loss(
     )  # fmt: skip
 
 
+def lade_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    prior: Prior | None = None,
+    counts: Tensor | None = None,
+    smoothing: float = 0.0,
+    alpha: float = 0.1,
+    lam: float = 0.1,
+    estimator: str = "official",
+    group: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    r"""LADE: cross entropy under the training prior, and a regulariser that estimates each class's density.
+
+    .. math:: \text{PriorCE} + \alpha \, \text{LADER}, \qquad
+        \text{PriorCE} = -\tfrac1N \sum_i \log \frac{\pi_{y_i} e^{z_{iy_i}}}{\sum_c \pi_c e^{z_{ic}}}
+
+    LADER is :func:`lader`; PriorCE equals :func:`logit_adjusted_loss` and is most of the gain. The logits learn scores
+    for balanced classes: predict with ``argmax z``, for a test prior rho with ``argmax (z + log rho)``.
+
+    Args:
+        logits: scores z of shape (N, C), (N, C, d1, ...) or (C,); float32, float64, bfloat16 or float16,
+            accumulated in float32 (float64 for float64).
+        target: class indices of shape (N, d1, ...) or (), each in [0, C) or ``ignore_index``, of any integer dtype.
+        prior: class probabilities of the training data, shape (C,), > 0, sum 1; or a :class:`PriorTracker`.
+        counts: training samples per class instead, shape (C,), all > 0; integer or floating.
+        smoothing: added to each of ``counts``, >= 0; where it is > 0, classes without samples may be there.
+        alpha: factor of LADER, >= 0. The paper's code has 0.1 for CIFAR-100-LT, 0.05 for ImageNet-LT and
+            iNaturalist 2018, 0.005 for Places-LT.
+        lam: see :func:`lader`.
+        estimator: see :func:`lader`.
+        group: a process group (``torch.distributed.group.WORLD``) whose batches count as one; see :func:`lader`.
+        ignore_index: target value of rows that do not count.
+        reduction: "mean" or "sum", of PriorCE; LADER is one number for the whole batch, "none" is impossible.
+        sample_weight: factor of a row's PriorCE, of shape (N, d1, ...).
+        normalizer: replaces the divisor of PriorCE's mean, used as given.
+
+    Returns:
+        The loss in the logits' dtype (float32 for half-precision logits under autocast).
+
+    Raises:
+        IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU; elsewhere the loss is NaN).
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+
+    No rows, or only ignored ones: "mean" is NaN, "sum" 0, and the gradient 0.
+
+    Source: Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition, CVPR 2021, eq. 10.
+
+    >>> lade_loss(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]), prior=torch.tensor([0.9, 0.1]))
+    tensor(0.3280)
+    """
+    prior = _lade_prior(logits, prior, counts, smoothing)
+    return class_columns(
+        logits, target, prior, prior_ce=1.0, alpha=alpha, lam=lam, estimator=estimator, group=group,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+
+
+def lader(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    prior: Prior | None = None,
+    counts: Tensor | None = None,
+    smoothing: float = 0.0,
+    lam: float = 0.1,
+    estimator: str = "official",
+    group: Any = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    r"""LADE's regulariser alone: a Donsker-Varadhan bound of each class's log density ratio, regularised by its square.
+
+    .. math:: -\sum_c \pi_c \left(F_c - A_c - \lambda A_c^2\right), \qquad
+        F_c = \operatorname{mean}_{i: y_i = c} z_{ic}, \quad A_c = \log \tfrac1N \sum_i v_{ic} e^{z_{ic}}
+
+    "paper" has :math:`v_{ic} = \tfrac{1}{C} / \pi_{y_i}`, the uniform prior over the training prior, and sums over the
+    classes of the batch. "official" is what the published code computes: :math:`v_{ic} = \tfrac{1}{C} / \pi_c`, all
+    classes, and F = 0 for those without a sample in the batch. It is no loss to train with by itself: it takes no
+    account of what competes with a class (docs/lade.md).
+
+    Args:
+        lam: factor of the squared term, >= 0. The paper's code has 0.01 for CIFAR-100-LT of imbalance ratio 100, 0.5
+            for ImageNet-LT, 0.1 for Places-LT and iNaturalist 2018.
+        estimator: "official" or "paper".
+        group: a process group. Sums over rows are then those of all its processes' batches, which may differ in size
+            and be empty; every process must call, and gets the same value. The gradient is that of one process with the
+            whole batch, times the number of processes, which DistributedDataParallel's average takes out again.
+        logits, target, prior, counts, smoothing, ignore_index: see :func:`lade_loss`.
+
+    Raises:
+        IndexError: a target outside [0, C) that is not ``ignore_index`` (on CPU; elsewhere the loss is NaN).
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+
+    No rows, or only ignored ones: 0.
+
+    Source: Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition, CVPR 2021, eq. 9, and its
+    code, github.com/hyperconnect/LADE.
+
+    >>> lader(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]), prior=torch.tensor([0.9, 0.1]))
+    tensor(-0.7773)
+    """
+    prior = _lade_prior(logits, prior, counts, smoothing)
+    return class_columns(
+        logits, target, prior, prior_ce=0.0, alpha=1.0, lam=lam, estimator=estimator, group=group,
+        ignore_index=ignore_index, reduction="sum",
+    )  # fmt: skip
+
+
 # ---- arguments ---------------------------------------------------------------------------------------------------
 def num_classes(logits: Tensor) -> int:
     if not isinstance(logits, Tensor):
@@ -356,7 +481,8 @@ def num_classes(logits: Tensor) -> int:
     return classes
 
 
-def _log_prior(logits: Tensor, prior: Tensor, tau: float) -> Tensor:
+def _log_prior(logits: Tensor, prior: Prior, tau: float) -> Tensor:
+    prior = as_prior(prior)
     check_prior(prior, num_classes(logits))
     check_number(tau, "tau")
     return tau * precise(prior).log()
@@ -366,6 +492,26 @@ def log_shares(counts: Tensor) -> Tensor:
     """log(n_c / n)."""
     counts = precise(counts)
     return (counts / counts.sum()).log()
+
+
+def _lade_prior(logits: Tensor, prior: Prior | None, counts: Tensor | None, smoothing: float) -> Tensor:
+    """The prior, not yet looked at if it was given as one."""
+    classes = num_classes(logits)
+    if counts is not None or prior is None or smoothing != 0:
+        check_either(prior, counts, smoothing)
+    if prior is None:
+        assert counts is not None
+        return smoothed_prior(counts, smoothing, classes)
+    prior = as_prior(prior)
+    check_vector(prior, classes, "prior")
+    return prior
+
+
+def check_either(prior: Prior | None, counts: Tensor | None, smoothing: float) -> None:
+    if (prior is None) == (counts is None):
+        raise ValueError(f"expected either prior or counts, but got {'neither' if prior is None else 'both'}")
+    if prior is not None and smoothing != 0:
+        raise ValueError(f"expected smoothing only beside counts, but got smoothing={smoothing}")
 
 
 def ldam_constants(counts: Tensor, max_margin: float, scale: float) -> dict[str, Any]:
@@ -383,6 +529,17 @@ def vs_constants(counts: Tensor, gamma_scale: float, tau: float) -> dict[str, An
     check_number(tau, "tau")
     counts = precise(counts)
     return {"scale": (counts / counts.max()) ** gamma_scale, "bias": tau * log_shares(counts)}
+
+
+def lade_factor(value: float, name: str) -> float:
+    if not (type(value) is float and 0 <= value < math.inf):
+        check_number(value, name, least=0)
+    return float(value)
+
+
+def check_estimator(estimator: str) -> None:
+    if estimator not in reference.ESTIMATORS:
+        raise ValueError(f'expected estimator to be "official" or "paper", but got {estimator!r}')
 
 
 def poly_params(epsilon: float) -> list[float]:
@@ -414,20 +571,7 @@ def softmax_rows(
 ) -> Tensor:
     """Checks the arguments that all softmax losses share and calls the traversal for their target: one class a row, or
     a distribution."""
-    usual = (  # told at a glance; everything else in words
-        isinstance(logits, Tensor)
-        and isinstance(target, Tensor)
-        and target.dtype is torch.int64
-        and logits.dtype in _LOGITS
-        and len(shape := logits.shape) == 2
-        and len(rows := target.shape) == 1
-        and rows[0] == shape[0]
-        and shape[1] > 0
-        and logits.is_cpu
-        and target.is_cpu
-        and type(ignore_index) is int
-    )
-    if not usual:
+    if not _are_usual(logits, target, ignore_index):
         target, ignore_index = _checked_inputs(logits, target, ignore_index)
     reduced = _ops.REDUCTIONS.get(reduction)
     if reduced is None:
@@ -456,6 +600,23 @@ def softmax_rows(
     if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
         return loss
     return loss.to(logits.dtype)
+
+
+def _are_usual(logits: Tensor, target: Tensor, ignore_index: int) -> bool:
+    """Told at a glance; everything else in words."""
+    return (
+        isinstance(logits, Tensor)
+        and isinstance(target, Tensor)
+        and target.dtype is torch.int64
+        and logits.dtype in _LOGITS
+        and len(shape := logits.shape) == 2
+        and len(rows := target.shape) == 1
+        and rows[0] == shape[0]
+        and shape[1] > 0
+        and logits.is_cpu
+        and target.is_cpu
+        and type(ignore_index) is int
+    )
 
 
 def _checked_inputs(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, int]:
@@ -554,3 +715,51 @@ def _operand(values: Tensor, name: str, shape: tuple[int, ...], device: torch.de
     if values.dtype != dtype:
         values = values.to(dtype)
     return values.contiguous().resolve_neg()  # the dispatcher does not resolve tensors in a list
+
+
+def class_columns(
+    logits: Tensor,
+    target: Tensor,
+    prior: Tensor,
+    *,
+    prior_ce: float,
+    alpha: float,
+    lam: float,
+    estimator: str,
+    group: Any,
+    ignore_index: int,
+    reduction: str,
+    sample_weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    """Checks the other arguments of LADE's losses and calls the traversal. What remains to be checked of the prior are
+    its values: the operators look at them."""
+    if not _are_usual(logits, target, ignore_index):
+        target, ignore_index = _checked_inputs(logits, target, ignore_index)
+        if target.is_floating_point():
+            raise TypeError(f"expected target to be class indices, but got {describe(target)}")
+    reduced = _ops.REDUCTIONS.get(reduction)
+    if not reduced:
+        raise ValueError(f'expected reduction to be "mean" or "sum", but got {reduction!r}')
+    check_estimator(estimator)
+    numbers = [prior_ce, lade_factor(alpha, "alpha"), lade_factor(lam, "lam")]
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(f'expected normalizer only with reduction="mean", but got reduction={reduction!r}')
+        normalizer = _normalizer(normalizer, logits.device)
+    if sample_weight is not None:
+        dtype = _accumulation_dtype(logits.dtype)
+        sample_weight = _operand(sample_weight, "sample_weight", row_shape(logits), logits.device, dtype)
+    plain = prior.is_cpu and logits.is_cpu and prior.is_contiguous() and not prior.is_neg()
+    if not plain or prior.dtype not in _WIDE:
+        dtype = prior.dtype if prior.dtype in _WIDE else torch.float32
+        prior = _operand(prior, "prior", prior.shape, logits.device, dtype)
+    operands = prior, sample_weight, normalizer
+    options = numbers, ignore_index, reduced, estimator
+    if group is None:
+        loss = _ops.class_columns(logits, target, operands, options, True)
+    else:
+        loss = distributed.class_columns(logits, target, operands, options, group)
+    if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
+        return loss
+    return loss.to(logits.dtype)

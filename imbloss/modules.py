@@ -1,15 +1,68 @@
 """The losses as modules: arguments are checked once, tensors among them are buffers that move with the module."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from imbloss import functional
 from imbloss._ops import REDUCTIONS
-from imbloss.priors import check_counts, check_number, check_positive, check_prior, check_vector, precise
+from imbloss.priors import (
+    Prior,
+    PriorTracker,
+    adjust_logits,
+    as_prior,
+    check_counts,
+    check_number,
+    check_positive,
+    check_prior,
+    check_vector,
+    precise,
+    smoothed_prior,
+)
 
-__all__ = ["BalancedSoftmaxLoss", "CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedLoss", "PolyLoss", "VSLoss"]
+__all__ = [
+    "LADER",
+    "BalancedSoftmaxLoss",
+    "CrossEntropy",
+    "FocalLoss",
+    "LADELoss",
+    "LDAMLoss",
+    "LogitAdjustedLoss",
+    "PolyLoss",
+    "PostCompensatedSoftmax",
+    "VSLoss",
+]
 
 
-class _SoftmaxLoss(nn.Module):
+class _Loss(nn.Module):
+    """Constants in buffers, options in attributes."""
+
+    def _apply(self, fn, recurse=True):
+        """Constants follow the module to a device, but keep their dtype: counts and priors do not fit into float16."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, constant in before.items():
+            moved = self._buffers[name]
+            if constant is not None and moved is not None and moved.dtype != constant.dtype:
+                self._buffers[name] = constant.to(moved.device)
+        return self
+
+    def extra_repr(self) -> str:
+        options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
+        shapes = {name: f"tensor of shape {tuple(b.shape)}" for name, b in self.named_buffers(recurse=False)}
+        return ", ".join(f"{name}={value}" for name, value in (shapes | options).items())
+
+    def _keep_prior(self, prior: Prior | None, name: str = "prior") -> None:
+        """As a buffer; a tracker as the module that it is."""
+        if isinstance(prior, PriorTracker):
+            setattr(self, name, prior)
+            return
+        if prior is not None:
+            check_prior(prior, None, name)
+        self.register_buffer(name, prior)
+
+
+class _SoftmaxLoss(_Loss):
     """A loss that fills in constants of the softmax row traversal."""
 
     def __init__(self, *, ignore_index: int, reduction: str) -> None:
@@ -39,38 +92,21 @@ class _SoftmaxLoss(nn.Module):
             sample_weight=sample_weight, normalizer=normalizer,
         )  # fmt: skip
 
-    def _apply(self, fn, recurse=True):
-        """Constants follow the module to a device, but keep their dtype: counts and priors do not fit into float16."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, constant in before.items():
-            moved = self._buffers[name]
-            if constant is not None and moved is not None and moved.dtype != constant.dtype:
-                self._buffers[name] = constant.to(moved.device)
-        return self
-
-    def extra_repr(self) -> str:
-        options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
-        shapes = {name: f"tensor of shape {tuple(b.shape)}" for name, b in self.named_buffers()}
-        return ", ".join(f"{name}={value}" for name, value in (shapes | options).items())
-
     weight: Tensor | None
-    prior: Tensor | None
+    prior: Prior | None
 
     def _weight_buffer(self, weight: Tensor | None) -> None:
         if weight is not None:
             check_vector(weight, None, "weight")
         self.register_buffer("weight", weight)
 
-    def _prior_buffer(self, prior: Tensor | None, tau: float) -> None:
-        if prior is not None:
-            check_prior(prior, None)
+    def _prior_buffer(self, prior: Prior | None, tau: float) -> None:
+        self._keep_prior(prior)
         check_number(tau, "tau")
-        self.register_buffer("prior", prior)
         self.tau = tau
 
     def _bias(self) -> Tensor | None:
-        return None if self.prior is None else self.tau * precise(self.prior).log()
+        return None if self.prior is None else self.tau * precise(as_prior(self.prior)).log()
 
 
 class CrossEntropy(_SoftmaxLoss):
@@ -84,7 +120,7 @@ class CrossEntropy(_SoftmaxLoss):
         self,
         *,
         weight: Tensor | None = None,
-        prior: Tensor | None = None,
+        prior: Prior | None = None,
         tau: float = 1.0,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
@@ -113,7 +149,7 @@ class FocalLoss(CrossEntropy):
         *,
         gamma: float | Tensor = 2.0,
         weight: Tensor | None = None,
-        prior: Tensor | None = None,
+        prior: Prior | None = None,
         tau: float = 1.0,
         label_smoothing: float = 0.0,
         detach_factor: bool = False,
@@ -196,7 +232,7 @@ class LogitAdjustedLoss(_SoftmaxLoss):
     tensor(4.6052)
     """
 
-    def __init__(self, *, prior: Tensor, tau: float = 1.0, ignore_index: int = -100, reduction: str = "mean") -> None:
+    def __init__(self, *, prior: Prior, tau: float = 1.0, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction)
         if prior is None:
             raise TypeError("expected prior to be a tensor of a floating dtype, but got None")
@@ -264,3 +300,122 @@ class VSLoss(_SoftmaxLoss):
 
     def _constants(self) -> dict:
         return functional.vs_constants(self.counts, self.gamma_scale, self.tau)
+
+
+class LADER(_Loss):
+    """LADE's regulariser alone: see :func:`imbloss.lader`.
+
+    >>> LADER(prior=torch.tensor([0.9, 0.1]))(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
+    tensor(-0.7773)
+    """
+
+    prior: Prior | None
+    counts: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        prior: Prior | None = None,
+        counts: Tensor | None = None,
+        smoothing: float = 0.0,
+        lam: float = 0.1,
+        estimator: str = "official",
+        group: Any = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        functional.check_either(prior, counts, smoothing)
+        if counts is not None:
+            smoothed_prior(counts, smoothing)
+        functional.lade_factor(lam, "lam")
+        functional.check_estimator(estimator)
+        self.register_buffer("counts", counts)
+        self._keep_prior(prior)
+        self.smoothing = smoothing
+        self.lam = lam
+        self.estimator = estimator
+        self.group = group
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return functional.lader(
+            logits, target, prior=self.prior, counts=self.counts, smoothing=self.smoothing, lam=self.lam,
+            estimator=self.estimator, group=self.group, ignore_index=self.ignore_index,
+        )  # fmt: skip
+
+
+class LADELoss(LADER):
+    """LADE: see :func:`imbloss.lade_loss`.
+
+    >>> loss = LADELoss(counts=torch.tensor([90, 10]))
+    >>> loss(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
+    tensor(0.3280)
+    """
+
+    def __init__(
+        self,
+        *,
+        prior: Prior | None = None,
+        counts: Tensor | None = None,
+        smoothing: float = 0.0,
+        alpha: float = 0.1,
+        lam: float = 0.1,
+        estimator: str = "official",
+        group: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            prior=prior, counts=counts, smoothing=smoothing, lam=lam, estimator=estimator, group=group,
+            ignore_index=ignore_index,
+        )  # fmt: skip
+        functional.lade_factor(alpha, "alpha")
+        if not REDUCTIONS.get(reduction):
+            raise ValueError(f'expected reduction to be "mean" or "sum", but got {reduction!r}')
+        self.alpha = alpha
+        self.reduction = reduction
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        return functional.lade_loss(
+            logits, target, prior=self.prior, counts=self.counts, smoothing=self.smoothing, alpha=self.alpha,
+            lam=self.lam, estimator=self.estimator, group=self.group, ignore_index=self.ignore_index,
+            reduction=self.reduction, sample_weight=sample_weight, normalizer=normalizer,
+        )  # fmt: skip
+
+
+class PostCompensatedSoftmax(_Loss):
+    r"""Probabilities under a test prior, from logits of a model trained by plain cross entropy under another.
+
+    .. math:: \operatorname{softmax}(z - \log \pi^{train} + \log \pi^{test})
+
+    :func:`imbloss.adjust_logits` and a softmax over the classes. Of models that account for the training prior while
+    training (balanced softmax, logit adjustment, LADE), pass a uniform ``train_prior``.
+
+    Args:
+        train_prior: class probabilities of the training data, shape (C,), > 0, sum 1; or a :class:`PriorTracker`.
+        test_prior: those expected in use, likewise; None is the uniform one.
+
+    Source: Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition, CVPR 2021, section 3.3.
+
+    >>> PostCompensatedSoftmax(torch.tensor([0.9, 0.1]))(torch.zeros(1, 2))
+    tensor([[0.1000, 0.9000]])
+    """
+
+    train_prior: Prior
+    test_prior: Prior | None
+
+    def __init__(self, train_prior: Prior, test_prior: Prior | None = None) -> None:
+        super().__init__()
+        self._keep_prior(train_prior, "train_prior")
+        self._keep_prior(test_prior, "test_prior")
+
+    def forward(self, logits: Tensor) -> Tensor:
+        adjusted = adjust_logits(logits, self.train_prior, self.test_prior)
+        return adjusted.softmax(0 if logits.dim() == 1 else 1)

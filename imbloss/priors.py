@@ -2,10 +2,12 @@
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Prior: TypeAlias = Union[Tensor, "PriorTracker"]
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
@@ -25,13 +27,7 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     >>> class_counts(torch.tensor([0, 2, 2, 1, 2]), num_classes=4)
     tensor([1, 1, 3, 0])
     """
-    if (
-        not isinstance(labels, Tensor)
-        or labels.is_floating_point()
-        or labels.is_complex()
-        or labels.dtype == torch.bool
-    ):
-        raise TypeError(f"expected labels to be a tensor of an integer dtype, but got {describe(labels)}")
+    check_labels(labels)
     check_number(num_classes, "num_classes", least=1, whole=True)
     flat = labels.reshape(-1).long()
     if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < num_classes):
@@ -100,7 +96,161 @@ def drw_weights(counts: Tensor, epoch: int, start: int, beta: float = 0.9999) ->
     return weights if epoch >= start else torch.ones_like(weights)
 
 
-def adjust_logits(logits: Tensor, train_prior: Tensor, test_prior: Tensor | None = None) -> Tensor:
+class PriorTracker(nn.Module):
+    """Learns the class prior from the labels that training sees, for when nobody counted them.
+
+    Call it with each batch's labels; pass it as ``prior`` to any loss, function or module, which reads what it then is.
+
+    Args:
+        num_classes: number of classes C, at least 1.
+        momentum: None counts every label ever seen. A number in [0, 1) forgets: each batch with labels multiplies
+            the counts before it by this.
+        smoothing: added to each class's count, > 0, so that the prior of a class not yet seen is not 0.
+        ignore_index: label that does not count.
+        group: a process group whose labels count as one stream; every process must call, be its batch empty.
+
+    Its state, ``counts``, is saved with the module. Call it in training only.
+
+    >>> tracker = PriorTracker(3)
+    >>> tracker(torch.tensor([0, 0, 0, 1, 1, 0]))
+    tensor([0.5556, 0.3333, 0.1111], dtype=torch.float64)
+    >>> logit_adjusted_loss(torch.zeros(1, 3), torch.tensor([2]), prior=tracker)
+    tensor(2.1972)
+    """
+
+    counts: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        momentum: float | None = None,
+        smoothing: float = 1.0,
+        ignore_index: int = -100,
+        group: Any = None,
+    ) -> None:
+        super().__init__()
+        check_number(num_classes, "num_classes", least=1, whole=True)
+        check_number(smoothing, "smoothing", above=0)
+        check_number(ignore_index, "ignore_index", whole=True)
+        if momentum is not None:
+            check_number(momentum, "momentum", finite=False)
+            if not 0 <= momentum < 1:
+                raise ValueError(f"expected momentum in [0, 1), but got {momentum}")
+        self.momentum = momentum
+        self.smoothing = smoothing
+        self.ignore_index = ignore_index
+        self.group = group
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
+
+    @property
+    def prior(self) -> Tensor:
+        """The class probabilities learnt so far, shape (C,); uniform before any label."""
+        counts = self.counts + self.smoothing
+        return counts / counts.sum()
+
+    @torch.no_grad()
+    def forward(self, labels: Tensor) -> Tensor:
+        """Takes in class indices of any integer dtype and shape; returns the prior.
+
+        Raises:
+            IndexError: a label outside [0, C) that is not ``ignore_index`` (on CPU; elsewhere it does not count).
+        """
+        classes = len(self.counts)
+        check_labels(labels)
+        labels = labels.reshape(-1).long()
+        counted = labels != self.ignore_index
+        valid = counted & (labels >= 0) & (labels < classes)
+        if can_look(labels) and not torch.equal(valid, counted):
+            bad = int((counted & ~valid).nonzero()[0])
+            raise IndexError(
+                f"expected labels in [0, {classes}) or ignore_index={self.ignore_index}, "
+                f"but got {int(labels[bad])} at index {bad}"
+            )
+        seen = torch.zeros(classes, dtype=torch.int64, device=labels.device)
+        seen.scatter_add_(0, torch.where(valid, labels, 0), valid.long())
+        if self.group is not None:
+            torch.distributed.all_reduce(seen, group=self.group)
+        kept = 1.0 if self.momentum is None else torch.where(seen.sum() > 0, self.momentum, 1.0)
+        self.counts.mul_(kept).add_(seen)
+        return self.prior
+
+    def _apply(self, fn, recurse=True):
+        """Counts follow the module to a device, but keep their dtype: they do not fit into float16."""
+        before = self.counts
+        super()._apply(fn, recurse)
+        if self.counts.dtype != before.dtype:
+            self.counts = before.to(self.counts.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"num_classes={len(self.counts)}, momentum={self.momentum}, smoothing={self.smoothing}"
+
+
+class PriorEstimate(NamedTuple):
+    """What :func:`estimate_prior` found, and how the search ended."""
+
+    prior: Tensor  # (C,), float64
+    converged: bool
+    iterations: int
+    change: float  # of the prior in the last iteration, sum of absolute differences
+
+
+@torch.no_grad()
+def estimate_prior(
+    logits: Tensor, train_prior: Prior, *, tolerance: float = 1e-8, max_iterations: int = 10000
+) -> PriorEstimate:
+    r"""The class prior of unlabelled data, by expectation maximisation on a trained model's posteriors.
+
+    .. math:: \rho_c \leftarrow \frac1N \sum_i \frac{p_{ic} \, \rho_c / \pi_c}{\sum_k p_{ik} \, \rho_k / \pi_k},
+        \qquad p_i = \operatorname{softmax}(z_i)
+
+    The maximum of the likelihood where only the prior has changed since training, and as good as the model is
+    calibrated. Logits of a model trained with :func:`balanced_softmax_loss`, :func:`logit_adjusted_loss` or
+    :func:`lade_loss` are those of a uniform training prior: pass that.
+
+    Args:
+        logits: of shape (N, C) or (N, C, d1, ...), from a model that learnt posteriors under ``train_prior``.
+        train_prior: class probabilities of its training data, shape (C,), > 0, sum 1.
+        tolerance: the search has converged when an iteration moves the prior by less, in sum of absolute differences.
+        max_iterations: where the search ends in any case.
+
+    Returns:
+        :class:`PriorEstimate`: (prior, converged, iterations, change). Pass ``prior`` to :func:`adjust_logits`.
+
+    Raises:
+        ValueError: no rows, a logit that is not finite, or a prior that is none.
+
+    Source: Saerens et al., Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure,
+    Neural Computation 14 (2002).
+
+    >>> logits = torch.tensor([[2.0, -2.0]] * 30 + [[-2.0, 2.0]] * 70)
+    >>> estimate = estimate_prior(logits, torch.tensor([0.5, 0.5]))
+    >>> estimate.prior, estimate.converged
+    (tensor([0.2925, 0.7075], dtype=torch.float64), True)
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"expected logits to be a tensor of a floating dtype, but got {describe(logits)}")
+    if logits.dim() < 2 or logits.numel() == 0:
+        raise ValueError(f"expected logits of shape (N, C) or (N, C, d1, ...), N > 0, but got {tuple(logits.shape)}")
+    check_number(tolerance, "tolerance", above=0)
+    check_number(max_iterations, "max_iterations", least=1, whole=True)
+    train_prior = as_prior(train_prior)
+    check_prior(train_prior, logits.shape[1], "train_prior")
+    log_train = precise(train_prior).log()
+    z = precise(logits).movedim(1, -1).reshape(-1, logits.shape[1])
+    if not z.isfinite().all():
+        raise ValueError("expected logits to be finite")
+    log_likelihood = z.log_softmax(1) - log_train
+    prior, change, iterations = log_train.exp(), math.inf, 0
+    while change >= tolerance and iterations < max_iterations:
+        new = (log_likelihood + prior.log()).softmax(1).mean(0)
+        change = float((new - prior).abs().sum())
+        prior, iterations = new, iterations + 1
+    return PriorEstimate(prior, change < tolerance, iterations, change)
+
+
+def adjust_logits(logits: Tensor, train_prior: Prior, test_prior: Prior | None = None) -> Tensor:
     r"""Logits of a model trained under one class prior, for prediction under another.
 
     .. math:: z_c = x_c - \log \pi^{train}_c + \log \pi^{test}_c
@@ -129,9 +279,11 @@ def adjust_logits(logits: Tensor, train_prior: Tensor, test_prior: Tensor | None
     if logits.dim() == 0:
         raise ValueError("expected logits of shape (N, C), (N, C, d1, ...) or (C,), but got ()")
     classes = logits.shape[0 if logits.dim() == 1 else 1]
+    train_prior = as_prior(train_prior)
     check_prior(train_prior, classes, "train_prior")
     shift = -precise(train_prior).log()
     if test_prior is not None:
+        test_prior = as_prior(test_prior)
         check_prior(test_prior, classes, "test_prior")
         shift = shift + precise(test_prior).log()
     else:
@@ -196,6 +348,30 @@ def check_number(
         else:
             want = "to be finite" if above is None else f"> {above:g} and finite"
         raise ValueError(f"expected {name} {want}, but got {value}")
+
+
+def as_prior(prior: Prior) -> Tensor:
+    """The probabilities themselves."""
+    return prior.prior if isinstance(prior, PriorTracker) else prior
+
+
+def smoothed_prior(counts: Tensor, smoothing: float, classes: int | None = None) -> Tensor:
+    """(n_c + smoothing) / sum of the same, checked."""
+    check_number(smoothing, "smoothing", least=0)
+    check_vector(counts, classes, "counts", floating=False)
+    check_positive(counts, "counts", zero=smoothing > 0)
+    smoothed = precise(counts) + smoothing
+    return smoothed / smoothed.sum()
+
+
+def check_labels(labels: Tensor) -> None:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
+        raise TypeError(f"expected labels to be a tensor of an integer dtype, but got {describe(labels)}")
 
 
 def check_vector(values: Tensor, classes: int | None, name: str, *, floating: bool = True) -> None:

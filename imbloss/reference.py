@@ -6,10 +6,14 @@ Formulas are written so that no digit is lost (docs/math.md, section 1): 1 - p i
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from imbloss.priors import check_prior, smoothed_prior
+
+ESTIMATORS = OFFICIAL, PAPER = "official", "paper"  # of LADER; docs/math.md, section 4
 
 
 class TargetTerms(NamedTuple):
@@ -209,6 +213,151 @@ def _reduced_rows(
     return loss.sum() / normalizer.to(loss.dtype)
 
 
+def class_columns(
+    logits: Tensor,
+    target: Tensor,
+    operands: Operands,
+    numbers: list[float],
+    ignore_index: int,
+    reduction: int,
+    estimator: str,
+) -> Tensor:
+    """PriorCE and LADER (docs/math.md, section 4): the arguments of ``imbloss::class_columns``."""
+    prior, sample_weight, normalizer = operands
+    assert prior is not None
+    prior_ce, alpha, lam = numbers
+    loss = 0.0
+    if prior_ce:
+        bias = prior.to(torch.promote_types(logits.dtype, torch.float32)).log()
+        rows = None, sample_weight, None, bias, None, None, normalizer
+        loss = prior_ce * softmax_rows(logits, target, rows, [0.0, 0.0], ignore_index, reduction, "focal")
+    x, y, counts, v = _columns(logits, target, prior, ignore_index, estimator)
+    prior, classes, counts = prior.to(x.dtype), x.shape[1], counts.unsqueeze(1)
+    of_class = torch.zeros_like(x, dtype=torch.bool).scatter(1, y.unsqueeze(1), True) & counts
+    per_class = of_class.sum(0).to(x.dtype)
+    divisor = per_class + 1e-8 if estimator == OFFICIAL else per_class.clamp(min=1)
+    first = torch.where(of_class, x, 0).sum(0) / divisor
+    x = torch.where(counts, x, -math.inf)
+    top = x.detach().amax(0) if len(x) else x.new_zeros(classes)
+    top = top.masked_fill(top == -math.inf, 0)
+    total = (v.unsqueeze(1) * (x - top).exp()).sum(0)
+    rows = counts.sum().to(x.dtype)
+    nothing = rows == 0
+    second = top + torch.where(nothing, 1, total).log() - torch.where(nothing, 1, rows).log()
+    if estimator == OFFICIAL:
+        second = second - torch.log(prior + 1e-9) + math.log(1 / classes + 1e-9)
+    term = prior * (second + lam * second**2 - first)
+    takes_part = ~nothing if estimator == OFFICIAL else per_class > 0
+    return loss + alpha * torch.where(takes_part, term, 0).sum()
+
+
+# The same in the three steps in which processes share it: sums over a process's rows; the loss and the factors of its
+# gradient from everybody's sums; the gradient.
+
+
+def class_columns_statistics(
+    logits: Tensor, target: Tensor, operands: Operands, numbers: list[float], ignore_index: int, estimator: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments and results of ``imbloss::class_columns_statistics``.
+
+    rows: of each row the largest z, and d PriorCE / d z of the other classes, over exp(z - largest), and of the target.
+    columns: of each class the largest logit, the sum of v exp(x - largest), the sum and number of the targets' logits.
+    totals: the sum of PriorCE, and the divisor of its mean.
+    """
+    prior, sample_weight, _ = operands
+    assert prior is not None
+    x, y, counts, v = _columns(logits, target, prior, ignore_index, estimator)
+    classes, wide = x.shape[1], torch.float32 if x.device.type == "mps" else torch.float64
+    weight = torch.ones_like(x[:, 0]) if sample_weight is None else sample_weight.reshape(-1)
+    weight = torch.where(counts, weight, 0)
+    z = torch.where(counts.unsqueeze(1), x + prior.to(x.dtype).log(), 0)
+    largest = z.amax(1)
+    terms = target_terms(z, y)
+    rows = torch.stack([largest, weight / (z - largest.unsqueeze(1)).exp().sum(1), -weight * terms.q])
+    if not numbers[0]:
+        rows = torch.zeros_like(rows)
+    totals = torch.stack([-(weight * terms.log_p).sum(), weight.sum()]).to(wide)
+
+    of_class = torch.zeros_like(x).scatter(1, y.unsqueeze(1), 1) * counts.unsqueeze(1)
+    x = x.masked_fill(~counts.unsqueeze(1), -math.inf)
+    top = x.amax(0) if len(x) else x.new_full((classes,), -math.inf)
+    total = (v.unsqueeze(1) * (x - top.masked_fill(top == -math.inf, 0)).exp()).sum(0)
+    own = torch.where(of_class > 0, x, 0).sum(0)
+    return rows, torch.stack([top, total, own, of_class.sum(0)]).to(wide), totals
+
+
+def finish_columns(
+    columns: Tensor, totals: Tensor, operands: Operands, numbers: list[float], reduction: int, estimator: str
+) -> tuple[Tensor, Tensor]:
+    """The loss, and the factors of its gradient: top_c, k_c and D_c of every class, then that of PriorCE.
+
+    d loss / d x_nc = PriorCE's factor * (d PriorCE_n / d x_nc) + k_c v_n exp(x_nc - top_c) - [c = y_n] D_c
+    """
+    prior, _, normalizer = operands
+    assert prior is not None
+    prior_ce, alpha, lam = numbers
+    top, total, own, count = columns
+    prior, rows, classes = prior.to(columns), count.sum(), len(top)
+    divisor = 1.0
+    if reduction == 1:
+        divisor = totals[1] if normalizer is None else normalizer.to(totals)
+    second = top + total.log() - rows.log()
+    if estimator == OFFICIAL:
+        second = second - torch.log(prior + 1e-9) + math.log(1 / classes + 1e-9)
+        takes_part, count = rows > 0, count + 1e-8
+    else:
+        takes_part, count = count > 0, count.clamp(min=1)
+    share = torch.where(takes_part, alpha * prior, 0)
+    term = torch.where(takes_part, share * (second + lam * second**2 - own / count), 0)
+    slope = torch.where(takes_part, share * (1 + 2 * lam * second) / total, 0)
+    top = top.masked_fill(top == -math.inf, 0)
+    loss = term.sum() + (totals[0] / divisor * prior_ce if prior_ce else 0)
+    factor = torch.zeros_like(totals[:1]) + prior_ce / divisor
+    return loss, torch.cat([top, slope, share / count, factor])
+
+
+def class_columns_backward(
+    grad_output: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    kept: Tensor,
+    operands: Operands,
+    numbers: list[float],
+    ignore_index: int,
+    estimator: str,
+) -> Tensor:
+    """The arguments of ``imbloss::class_columns_backward``: what was kept are the rows and the factors."""
+    prior = operands[0]
+    assert prior is not None
+    x, y, counts, v = _columns(logits, target, prior, ignore_index, estimator)
+    n, classes = x.shape
+    rows = kept[: 3 * n].view(3, n, 1)
+    top, slope, share = kept[3 * n : -1].view(3, classes)
+    index = y.unsqueeze(1)
+    grad = rows[1] * (x + prior.to(x.dtype).log() - rows[0]).exp() if numbers[0] else torch.zeros_like(x)
+    grad = kept[-1] * grad.scatter(1, index, rows[2])
+    grad = grad + slope * (v.unsqueeze(1) * (x - top).exp())
+    grad = grad.scatter_add(1, index, -share[index])
+    grad = torch.where(counts.unsqueeze(1), grad, 0) * grad_output
+    shape = logits.shape if logits.dim() > 1 else (1, *logits.shape)
+    grad = grad.view(shape[0], *shape[2:], classes).movedim(-1, 1)
+    return torch.empty_like(logits).copy_(grad.reshape(logits.shape))
+
+
+def _columns(
+    logits: Tensor, target: Tensor, prior: Tensor, ignore_index: int, estimator: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits as (N, C), targets made safe, which rows count, and their factors v."""
+    check_prior(prior, None)
+    x = _adjusted(logits, None, None)
+    classes = x.shape[1]
+    y, counts, in_range = _checked(target if logits.dim() > 1 else target.unsqueeze(0), classes, ignore_index)
+    x = torch.where((in_range | ~counts).unsqueeze(1), x, math.nan)  # a target out of range, but on CPU
+    x, y, counts = x.movedim(1, -1).reshape(-1, classes), y.reshape(-1), counts.reshape(-1)
+    v = torch.ones_like(x[:, 0]) if estimator == OFFICIAL else 1 / (classes * prior.to(x.dtype))[y]
+    return x, y, counts, v
+
+
 # ---- the losses --------------------------------------------------------------------------------------------------
 def _mean_or_so(
     value, z, target, *, gamma=0.0, weight=None, label_smoothing=0.0, ignore_index, reduction, sample_weight, normalizer
@@ -336,3 +485,48 @@ def vs_loss(
         z, target,
         ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
     )  # fmt: skip
+
+
+# ---- losses whose rows share statistics --------------------------------------------------------------------------
+def lader(
+    logits, target, *, prior=None, counts: Any = None, smoothing=0.0, lam=0.1, estimator=OFFICIAL, group=None,
+    ignore_index=-100,
+):  # fmt: skip
+    """-sum_c pi_c (F_c - A_c - lam A_c^2). Hong et al. 2021: eq. 9 ("paper"), or as its published code has it.
+
+    Of one process, whatever the group.
+    """
+    classes = logits.shape[0 if logits.dim() == 1 else 1]
+    prior = (smoothed_prior(counts, smoothing) if prior is None else prior).to(logits.dtype)
+    x = logits.movedim(1, -1).reshape(-1, classes) if logits.dim() > 1 else logits.unsqueeze(0)
+    y = target.reshape(-1)
+    x, y = x[y != ignore_index], y[y != ignore_index]
+    if len(y) == 0:
+        return x.sum()
+    of_class = y == torch.arange(classes).view(-1, 1)  # (C, N)
+    own = torch.where(of_class, x.T, 0).sum(-1)
+    if estimator == OFFICIAL:
+        first = own / (of_class.sum(-1).to(x.dtype) + 1e-8)
+        spread = (x - torch.log(prior + 1e-9) + math.log(1 / classes + 1e-9)).T
+        second = torch.logsumexp(spread, -1) - math.log(len(y))
+        return -((first - second - lam * second**2) * prior).sum()
+    present = of_class.any(-1)
+    first = own[present] / of_class.sum(-1)[present]
+    importance = (1 / classes) / prior[y]  # of a row: the uniform prior over the training prior
+    second = torch.logsumexp(x[:, present] + importance.log().unsqueeze(1), 0) - math.log(len(y))
+    return -((first - second - lam * second**2) * prior[present]).sum()
+
+
+def lade_loss(
+    logits, target, *, prior=None, counts: Any = None, smoothing=0.0, alpha=0.1, lam=0.1, estimator=OFFICIAL,
+    ignore_index=-100, reduction="mean", sample_weight=None, normalizer=None, group=None,
+):  # fmt: skip
+    """PriorCE + alpha LADER. Hong et al. 2021, eq. 10."""
+    prior = smoothed_prior(counts, smoothing) if prior is None else prior
+    prior_ce = logit_adjusted_loss(
+        logits, target, prior=prior,
+        ignore_index=ignore_index, reduction=reduction, sample_weight=sample_weight, normalizer=normalizer,
+    )  # fmt: skip
+    return prior_ce + alpha * lader(
+        logits, target, prior=prior, lam=lam, estimator=estimator, ignore_index=ignore_index
+    )

@@ -37,7 +37,7 @@ def prior_of(classes: int) -> torch.Tensor:
     return (counts / counts.sum()).float()
 
 
-ACRONYMS = {"ldam": "LDAM", "vs": "VS"}
+ACRONYMS = {"lade": "LADE", "lader": "LADER", "ldam": "LDAM", "vs": "VS"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,13 @@ class Loss:
     of_class: Callable[..., torch.Tensor] = lambda terms, gamma, keywords: reference.focal(
         terms, gamma, keywords.get("detach_factor", False)
     )
+    # what "reduction" may be, the default first; () where there is no such keyword
+    reductions: tuple[str, ...] = ("mean", "none", "sum")
+    # whether a row's loss and gradient depend on the other rows
+    coupled: bool = False
+    # where terms may cancel, (logits, target, keywords in float64) -> the sizes of those of the value and of the
+    # gradient, which rounding is relative to
+    sizes: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
     def inplace(self) -> bool:
@@ -74,6 +81,37 @@ class Loss:
     @property
     def module(self) -> type[torch.nn.Module]:
         return getattr(imbloss, "".join(ACRONYMS.get(part, part.capitalize()) for part in self.name.split("_")))
+
+
+def lade_sizes(x, y, keywords, prior_ce=True, alpha=0.1):
+    """Of PriorCE and of LADER's F and A, which pull in opposite directions."""
+    k = dict(keywords)
+    alpha, ignored = k.pop("alpha", alpha), k.get("ignore_index", -100)
+    prior = reference.smoothed_prior(k["counts"], k.get("smoothing", 0.0)) if "counts" in k else k["prior"]
+    lam, official = k.get("lam", 0.1), k.get("estimator", "official") == "official"
+    rows = lambda t: t.movedim(1, -1).reshape(-1, len(prior))  # noqa: E731
+    z, flat, counts = rows(x), y.reshape(-1), y.reshape(-1) != ignored
+    flat = torch.where(counts, flat, 0)
+    weight = counts.double()
+    v = torch.ones_like(weight) if official else 1 / (len(prior) * prior[flat])
+    shifted = torch.where(counts.unsqueeze(1), z + v.log().unsqueeze(1), -math.inf)
+    of_class = torch.nn.functional.one_hot(flat, len(prior)) * counts.unsqueeze(1)
+    n = of_class.sum(0)
+    second = shifted.logsumexp(0) - weight.sum().log()
+    second = second - (prior + 1e-9).log() + math.log(1 / len(prior) + 1e-9) if official else second
+    share = alpha * prior * (1 if official else (n > 0))
+    first = (z.abs() * of_class).sum(0) / n.clamp(min=1)
+    value = (share * (first + second.abs() + lam * second**2)).sum()
+    columns = share * (1 + 2 * lam * second.abs()) * shifted.softmax(0) + of_class * (share / n.clamp(min=1))
+    columns = torch.where(counts.unsqueeze(1), columns, 0)
+    grad = columns.view(x.shape[0], *x.shape[2:], len(prior)).movedim(-1, 1)
+    if prior_ce:
+        leaf = x.detach().requires_grad_()
+        names = ("ignore_index", "reduction", "sample_weight", "normalizer")
+        loss = reference.logit_adjusted_loss(leaf, y, prior=prior, **{name: k[name] for name in names if name in k})
+        value = value + loss.detach().abs()
+        grad = grad + torch.autograd.grad(loss, leaf)[0].abs()
+    return value, grad
 
 
 # What every softmax loss takes.
@@ -142,6 +180,28 @@ COUNTS_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
     ),
     "counts length": ({"counts": torch.ones(3)}, ValueError, r"expected counts of shape \(4,\), but got \(3,\)"),
     "counts list": ({"counts": [1, 2, 3, 4]}, TypeError, "expected counts to be a tensor of an integer"),
+}  # fmt: skip
+
+LADE_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
+    "neither": ({}, ValueError, "expected either prior or counts, but got neither"),
+    "both": (
+        {"prior": torch.full((4,), 0.25), "counts": torch.ones(4)}, ValueError,
+        "expected either prior or counts, but got both",
+    ),
+    "counts zero": ({"counts": torch.tensor([3, 0, 1, 1])}, ValueError, "expected counts > 0 .* but got 0 at index 1"),
+    "smoothed counts": (
+        {"counts": torch.tensor([3, -1, 1, 1]), "smoothing": 2.0}, ValueError, "expected counts >= 0 .* but got -1",
+    ),
+    "counts length": ({"counts": torch.ones(3)}, ValueError, r"expected counts of shape \(4,\), but got \(3,\)"),
+    "smoothing": (
+        {"prior": torch.full((4,), 0.25), "smoothing": 1.0}, ValueError,
+        "expected smoothing only beside counts, but got smoothing=1.0",
+    ),
+    "lam": ({"prior": torch.full((4,), 0.25), "lam": math.nan}, ValueError, "expected lam >= 0 .* but got nan"),
+    "estimator": (
+        {"prior": torch.full((4,), 0.25), "estimator": "dv"}, ValueError,
+        'expected estimator to be "official" or "paper", but got \'dv\'',
+    ),
 }  # fmt: skip
 
 LOSSES = [
@@ -321,5 +381,59 @@ LOSSES = [
                 lambda x, y, counts, gamma_scale: imbloss.balanced_softmax_loss(x, y, counts=counts),
             )
         },
+    ),
+    Loss(
+        "lade_loss",
+        reductions=("mean", "sum"),
+        coupled=True,
+        sizes=lade_sizes,
+        samples={
+            "official": lambda c, n: {"prior": prior_of(c)},
+            "paper": lambda c, n: {"prior": prior_of(c), "estimator": "paper", "lam": 0.5},
+            "counts": lambda c, n: {"counts": long_tailed_counts(c), "alpha": 0.3},
+            "smoothed counts": lambda c, n: {"counts": long_tailed_counts(c) // 20, "smoothing": 0.5},
+            "large alpha": lambda c, n: {"prior": prior_of(c).double(), "alpha": 20.0, "estimator": "paper"},
+            "tiny prior": lambda c, n: {"prior": torch.softmax(torch.linspace(0, -30, c), 0)},
+            **{
+                name: (lambda c, n, shared=shared: {"prior": prior_of(c), **shared(c, n)})
+                for name, shared in SHARED.items()
+                if "none" not in name
+            },
+            "paper, ignore index": lambda c, n: {"prior": prior_of(c), "estimator": "paper", "ignore_index": 0},
+        },
+        errors={
+            **{name: ({"prior": torch.full((4,), 0.25), **bad}, *rest) for name, (bad, *rest) in SHARED_ERRORS.items()},
+            **{name: error for name, error in PRIOR_ERRORS.items() if name != "tau"},
+            **LADE_ERRORS,
+            "none": (
+                {"prior": torch.full((4,), 0.25), "reduction": "none"}, ValueError,
+                'expected reduction to be "mean" or "sum", but got \'none\'',
+            ),
+            "alpha": ({"prior": torch.full((4,), 0.25), "alpha": -1}, ValueError, "expected alpha >= 0 .* but got -1"),
+        },
+        identities={
+            "alpha 0 is logit adjusted loss": (
+                lambda c, n: {"prior": prior_of(c), "alpha": 0.0},
+                lambda x, y, prior, alpha: imbloss.logit_adjusted_loss(x, y, prior=prior),
+            ),
+            "PriorCE and alpha LADER": (
+                lambda c, n: {"counts": long_tailed_counts(c), "alpha": 0.7, "lam": 0.3, "estimator": "paper"},
+                lambda x, y, counts, alpha, lam, estimator: imbloss.balanced_softmax_loss(x, y, counts=counts)
+                + alpha * imbloss.lader(x, y, counts=counts, lam=lam, estimator=estimator),
+            ),
+        },
+    ),
+    Loss(
+        "lader",
+        reductions=(),
+        coupled=True,
+        sizes=lambda x, y, keywords: lade_sizes(x, y, keywords, prior_ce=False, alpha=1.0),
+        samples={
+            "official": lambda c, n: {"prior": prior_of(c)},
+            "paper": lambda c, n: {"prior": prior_of(c), "estimator": "paper"},
+            "counts": lambda c, n: {"counts": long_tailed_counts(c), "lam": 0.0},
+            "ignore index": lambda c, n: {"prior": prior_of(c), "ignore_index": 0},
+        },
+        errors={**{name: error for name, error in PRIOR_ERRORS.items() if name != "tau"}, **LADE_ERRORS},
     ),
 ]  # fmt: skip

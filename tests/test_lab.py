@@ -1,8 +1,10 @@
 """The loss test: its data, its fairness, its numbers, its command."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ from sklearn import metrics
 
 import imbloss
 from imbloss.lab import DataError, compare, load
-from imbloss.lab.compare import summary, train
+from imbloss.lab.compare import CORRECTIONS, SHIFTS, shift_summary, summary, train
 from imbloss.lab.data import long_tailed_counts
 from imbloss.lab.methods import METHODS
 from imbloss.lab.models import CNN
 from imbloss.lab.scores import confusion_matrix, scores
+
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENTED_SCORES = ["accuracy", "macro_f1", "g_mean", "worst_recall"]
 
 
 def test_digits_are_long_tailed_and_tested_in_balance():
@@ -183,6 +188,46 @@ def test_every_method_trains_and_predicts():
     for run in results["runs"]:
         assert np.sum(run["confusion"]) == sum(results["data"]["test_counts"])
         assert all(0 <= value <= 1 for value in run["scores"].values())
+
+
+def test_shifted_test_sets_are_long_tailed_and_corrected():
+    methods = ["cross_entropy", "balanced_softmax", "adjusted_cross_entropy"]
+    results = compare(methods=methods, seeds=2, epochs=30, shift=True)
+    table = shift_summary(results)
+    assert set(table) == {(name, correction) for name in methods for correction in CORRECTIONS}
+    accuracy = lambda *key: np.array([mean for mean, _ in table[key].values()])  # noqa: E731
+    plain = accuracy("cross_entropy", "none")
+    assert (np.diff(plain) < 0).all()  # the further from the training set, the worse
+    assert (accuracy("cross_entropy", "known") > plain).all()
+    # corrected from either side, the scores are the same
+    assert table["cross_entropy", "known"] == table["adjusted_cross_entropy", "known"]
+    uniform = list(SHIFTS).index("1:1")
+    assert accuracy("balanced_softmax", "known")[uniform] == accuracy("balanced_softmax", "none")[uniform]
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_the_documented_tables_are_those_of_the_committed_results():
+    page = (DOCS / "lade.md").read_text()
+    results = json.loads((DOCS / "lade_results.json").read_text())
+    assert results["settings"] == {
+        "source": "digits", "methods": results["settings"]["methods"], "imbalance_ratio": 100.0, "seeds": 5,
+        "model": "mlp", "epochs": 60, "batch_size": 64, "learning_rate": 1e-3,
+    }  # fmt: skip
+    documented = re.findall(r"--loss (\w+)", re.search(r"```\n(imbloss compare.*?)```", page, re.DOTALL)[1])
+    assert documented == results["settings"]["methods"]
+    for run in results["runs"]:  # the scores are those of the confusion matrices
+        assert scores(np.array(run["confusion"])) == pytest.approx(run["scores"])
+    rows = []
+    for name, row in summary(results).items():
+        cells = [f"{100 * row[score][0]:.1f} ± {100 * row[score][1]:.1f}" for score in DOCUMENTED_SCORES]
+        rows.append(f"| {METHODS[name].title} | {' | '.join(cells)} |")
+    for (name, correction), row in shift_summary(results).items():
+        title = (
+            METHODS[name].title + {"none": "", "known": " + known prior", "estimated": " + its estimate"}[correction]
+        )
+        rows.append(f"| {title} | {' | '.join(f'{100 * row[shift][0]:.1f}' for shift in SHIFTS)} |")
+    table = [line for line in page.split("## What each term buys")[1].splitlines() if line.startswith("| ")]
+    assert [line for line in table if not line.startswith("| |")] == rows
 
 
 def test_the_version_is_shown():

@@ -84,6 +84,53 @@ def test_many_programs_and_many_blocks_of_classes(monkeypatch, name, sample):
 
 @in_the_interpreter
 @pytest.mark.triton
+@pytest.mark.parametrize(
+    "loss, sample",
+    [(loss, sample) for loss in LOSSES if loss.name in ("lade_loss", "lader") for sample in loss.samples],
+)
+def test_lade_in_one_program_and_in_many(monkeypatch, loss, sample):
+    """Sums of several programs, of rows in several blocks of classes, in any layout."""
+    from imbloss.kernels import softmax_rows
+
+    for tile, columns in ((2**20, 1024), (512, 16)):
+        monkeypatch.setattr(softmax_rows, "TILE", tile)
+        monkeypatch.setattr(softmax_rows, "MOST_COLUMNS", columns)
+        for classes, shape, dtype, spread in (
+            (1, (9,), torch.float32, 3.0),
+            (10, (130,), torch.float32, 60.0),
+            (37, (70,), torch.bfloat16, 3.0),
+            (5, (2, 3, 21), torch.float32, 3.0),
+            (33, (0,), torch.float32, 3.0),
+        ):
+            c = case(loss, sample, classes, shape, dtype, spread=spread)
+            if len(shape) > 1:
+                c.logits = c.logits.to(memory_format=torch.channels_last)
+            upstream = c.upstream()
+            got = c.run(upstream=upstream)
+            if dtype == torch.float32:
+                assert_accurate(c, upstream, got)
+            else:
+                want = c.truth(upstream)
+                tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-4}
+                torch.testing.assert_close([t.double() for t in got], list(want), **tolerance)
+
+
+@in_the_interpreter
+@pytest.mark.triton
+def test_lade_repeats_and_is_nan_for_a_target_out_of_range():
+    x, y = torch.randn(90, 4, requires_grad=True), torch.randint(0, 4, (90,))
+    results = []
+    for _ in range(2):
+        value = imbloss.lade_loss(x, y, prior=torch.full((4,), 0.25))
+        results.append((value.detach(), *torch.autograd.grad(value, x)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    y[7] = 4
+    assert imbloss.lade_loss(x, y, prior=torch.full((4,), 0.25)).isnan()
+    assert imbloss.lader(x, y, prior=torch.full((4,), 0.25)).isnan()
+
+
+@in_the_interpreter
+@pytest.mark.triton
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_target_out_of_range_is_nan_in_its_row(smoothing):
     x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 3, -1, 2])
@@ -147,6 +194,9 @@ COMPILED = {
     "smoothing": ("focal_loss", "smoothing, weight, none", (5,), torch.float32),
     "soft": ("focal_loss", "soft, gamma 0.5", (2, 3, 4), torch.bfloat16),
     "soft per class": ("focal_loss", "soft, gamma per class", (1,), torch.float32),
+    "class columns": ("lade_loss", "sample weight", (5,), torch.float32),
+    "class columns, dense": ("lade_loss", "paper", (2, 3, 4), torch.bfloat16),
+    "class columns without rows": ("lader", "official", (5,), torch.float16),
 }
 
 
@@ -156,13 +206,14 @@ def test_the_kernels_compile_to_code_without_float64(name):
     """Through the launches, as on a GPU; a float64 constant would slow down all that follows it."""
     from triton.runtime import driver
 
-    from imbloss.kernels import softmax_rows
+    from imbloss.kernels import class_columns, softmax_rows
 
     loss_name, sample, shape, dtype = COMPILED[name]
     (loss,) = (loss for loss in LOSSES if loss.name == loss_name)
     c = case(loss, sample, 10, shape, dtype)
     library = torch.library.Library("imbloss", "IMPL")
-    kernels = [kernel for kernel in vars(softmax_rows).values() if hasattr(kernel, "device_caches")]
+    module = class_columns if loss_name in ("lade_loss", "lader") else softmax_rows
+    kernels = [kernel for kernel in vars(module).values() if hasattr(kernel, "device_caches")]
     driver.set_active(CompileOnly(90))
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -204,6 +255,16 @@ def test_tensors_on_a_gpu_go_to_the_kernels(smoothing):
 
     name = "softmax_soft_rows" if smoothing else "softmax_rows"
     assert operators(torch.float32) == operators(torch.bfloat16) == {f"imbloss::{name}"}
+
+
+@out_of_the_interpreter
+def test_lade_on_a_gpu_goes_to_the_kernels():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), Operators() as called:
+        x, y = torch.empty(4, 3, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
+        assert imbloss.lade_loss(x, y, prior=torch.empty(3, device="cuda")).device.type == "cuda"
+    assert {name for name in called.names if name.startswith("imbloss")} == {"imbloss::class_columns"}
 
 
 @out_of_the_interpreter

@@ -316,12 +316,17 @@ def _shape(rows: Tensor) -> tuple[int, int, int]:
     return n * inner, classes, inner
 
 
-def _launch(kernel, rows: Tensor, *args, **constants) -> None:
+def _tile(num_rows: int, num_classes: int, fewest_rows: int = 1) -> tuple[int, int]:
+    """Rows of a program, and classes that it holds at a time."""
+    columns = min(triton.next_power_of_2(num_classes), MOST_COLUMNS, max(TILE // fewest_rows, 1))
+    return max(min(TILE // columns, triton.next_power_of_2(num_rows)), 1), columns
+
+
+def _launch(kernel, rows: Tensor, *args, fewest_rows: int = 1, **constants) -> None:
     num_rows, num_classes, _ = _shape(rows)
     if num_rows == 0:
         return
-    columns = min(triton.next_power_of_2(num_classes), MOST_COLUMNS)
-    tile_rows = min(TILE // columns, triton.next_power_of_2(num_rows))
+    tile_rows, columns = _tile(num_rows, num_classes, fewest_rows)
     with torch.accelerator.device_index(None if rows.is_cpu else rows.device.index):
         kernel[triton.cdiv(num_rows, tile_rows),](*args, ROWS=tile_rows, COLUMNS=columns, **constants)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import imbloss
 from imbloss import _C
-from imbloss.lab.data import Data, load
-from imbloss.lab.methods import METHODS
+from imbloss.lab.data import Data, load, long_tailed_counts
+from imbloss.lab.methods import METHODS, Method, for_test_prior
 from imbloss.lab.models import MODELS
 from imbloss.lab.scores import SCORES, confusion_matrix, scores
 
@@ -42,6 +42,34 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([network(part) for part in x.split(4096)])
 
 
+# Name -> ratio of the training set's most to its least frequent class in the test set: forward, uniform, backward.
+SHIFTS = {"50:1": 50, "10:1": 10, "1:1": 1, "1:10": 1 / 10, "1:50": 1 / 50}
+CORRECTIONS = ("none", "known", "estimated")
+
+
+def shifted_accuracy(method: Method, predicted: Tensor, data: Data, counts: Tensor) -> dict[str, dict[str, float]]:
+    """Accuracy on long-tailed parts of the test set, the classes in the training set's order: shift -> correction ->
+    accuracy, where the scores are left as they are, corrected to the test set's prior, or to their own estimate of it.
+
+    As table 2 of Hong et al. 2021 has it.
+    """
+    order = counts.argsort(descending=True, stable=True).tolist()
+    accuracy = {}
+    for name, ratio in SHIFTS.items():
+        wanted = long_tailed_counts(len(order), int(data.test_counts.min()), max(ratio, 1 / ratio))
+        wanted = wanted if ratio >= 1 else wanted[::-1]
+        rows = torch.cat([(data.y_test == c).nonzero()[:n, 0] for c, n in zip(order, wanted, strict=True)])
+        part, y = predicted[rows], data.y_test[rows]
+        prior = torch.bincount(y, minlength=len(order)).double() / len(y)
+        corrected = {
+            "none": part,
+            "known": for_test_prior(part, method, counts, prior),
+            "estimated": for_test_prior(part, method, counts, None),
+        }
+        accuracy[name] = {c: float((corrected[c].argmax(1) == y).double().mean()) for c in CORRECTIONS}
+    return accuracy
+
+
 def compare(
     source: str = "digits",
     *,
@@ -52,6 +80,7 @@ def compare(
     epochs: int = 60,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
+    shift: bool = False,
     progress: Callable[[str, int], None] = lambda method, seed: None,
 ) -> dict:
     """The loss test.
@@ -63,10 +92,12 @@ def compare(
         methods: names from ``imbloss.lab.methods.METHODS``.
         model: "mlp" or "cnn".
         seeds: number of repetitions, seeded 0, 1, ...
+        shift: also test on long-tailed parts of the test set, for SHIFTS.
         progress: called before each run.
 
     Returns:
-        {"settings", "versions", "data", "runs"}, ready for JSON: a run has method, seed, confusion matrix and scores.
+        {"settings", "versions", "data", "runs"}, ready for JSON: a run has method, seed, confusion matrix and scores;
+        with `shift` also the accuracy for each test set and correction.
 
     Raises:
         DataError: the data cannot be used.
@@ -99,17 +130,18 @@ def compare(
                 trained[key] = predict(train(data, method.loss(counts), seed=seed, **options), data.x_test)
                 if not trained[key].isfinite().all():
                     raise ValueError(f"training with {name} diverged (seed {seed}): the model's outputs are not finite")
-            predicted = method.scores(trained[key], counts).argmax(1)
-            confusion = confusion_matrix(data.y_test.numpy(), predicted.numpy(), data.num_classes)
-            runs.append(
-                {
-                    "method": name,
-                    "seed": seed,
-                    "seconds": round(time.perf_counter() - started, 3),
-                    "scores": scores(confusion),
-                    "confusion": confusion.tolist(),
-                }
-            )
+            predicted = method.scores(trained[key], counts)
+            confusion = confusion_matrix(data.y_test.numpy(), predicted.argmax(1).numpy(), data.num_classes)
+            run = {
+                "method": name,
+                "seed": seed,
+                "seconds": round(time.perf_counter() - started, 3),
+                "scores": scores(confusion),
+                "confusion": confusion.tolist(),
+            }
+            if shift:
+                run["shift"] = shifted_accuracy(method, predicted, data, counts)
+            runs.append(run)
     return {
         "settings": {
             "source": data.name,
@@ -135,11 +167,23 @@ def summary(results: dict) -> dict[str, dict[str, tuple[float, float]]]:
     table = {}
     for name in results["settings"]["methods"]:
         values = {score: [r["scores"][score] for r in results["runs"] if r["method"] == name] for score in SCORES}
-        table[name] = {
-            score: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan"))
-            for score, v in values.items()
-        }
+        table[name] = {score: _mean_and_deviation(v) for score, v in values.items()}
     return table
+
+
+def shift_summary(results: dict) -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
+    """(method, correction) -> shift -> mean and standard deviation (n - 1) of the accuracy over seeds."""
+    table = {}
+    for name in results["settings"]["methods"]:
+        runs = [run["shift"] for run in results["runs"] if run["method"] == name]
+        for correction in CORRECTIONS:
+            values = {shift: [run[shift][correction] for run in runs] for shift in SHIFTS}
+            table[name, correction] = {shift: _mean_and_deviation(v) for shift, v in values.items()}
+    return table
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -1,0 +1,742 @@
+// LADE (docs/math.md, section 4): sums over the rows of each class beside those over the classes of each row, from one
+// read of the logits, and the gradient of both in one write. Rows are walked over in tiles. As long as the logits of a
+// tile are small, one exponential serves both directions; otherwise each direction shifts by a maximum of its own.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "softmax_packed_rows.h"
+
+namespace imbloss {
+
+// A call. What is per class is padded to whole vectors.
+template <class S>
+struct ClassColumns {
+  using A = Accumulate<S>;
+  SoftmaxRows<S> rows;  // logits, targets, sample weights; stats (of PriorCE, without a divisor) and gradient
+  bool prior_ce;        // whether there is any
+  bool small_prior;     // whether one is too small for sums of plain exponentials
+  const A* prior;
+  const A* log_prior;
+  const A* importance;  // v, of the rows with that target; null is 1
+  A* target_x;          // per row: room for the target's logit
+  // of the gradient: docs/math.md's T, k, k exp(-T) and D of each class, and what multiplies PriorCE's
+  const A *top, *slope, *unshifted_slope, *share;
+  A row_factor;
+};
+
+// In this range exponentials can be summed and divided as they are, given priors that are not too small either.
+template <class A>
+inline constexpr A kSmallColumnLogit = sizeof(A) == 4 ? 32 : 300;
+inline constexpr double kSmallPrior = 1e-9;
+
+// Sums over a block of rows. Totals of exp(x - top) count where `any_row`, tops where `shifted`.
+template <class A>
+struct ColumnSums {
+  double* total;
+  A* top;
+  bool any_row, shifted;
+  double loss, divisor;
+  int64_t bad_row;
+};
+
+template <class A>
+void add_class(double& total, A& top, double other_total, A other_top) {
+  if (other_top > top) {
+    total = total * std::exp(double(top) - other_top) + other_total;
+    top = other_top;
+  } else if (other_top > -kInfinity<A>) {
+    total += other_total * std::exp(double(other_top) - top);
+  }
+}
+
+// Adds `totals` relative to `tops`, which are 0 where there are none.
+template <class A, class T>
+void add_classes(ColumnSums<A>& sums, int64_t classes, const T* totals, const A* tops) {
+  if (tops && !sums.shifted) {
+    std::fill_n(sums.top, classes, sums.any_row ? A(0) : -kInfinity<A>);
+    sums.shifted = true;
+  }
+  if (sums.shifted) {
+    for (int64_t c = 0; c < classes; c++) add_class(sums.total[c], sums.top[c], totals[c], tops ? tops[c] : A(0));
+  } else {
+    for (int64_t c = 0; c < classes; c++) sums.total[c] += totals[c];
+  }
+  sums.any_row = true;
+}
+
+// Rows that are worked on together, and sums over them. A row that does not count has no weight and no importance.
+template <class S>
+struct Tile {
+  using A = Accumulate<S>;
+  static constexpr int most = 256, lanes = kLanes<A>;
+
+  int64_t begin;
+  int rows;
+  bool any_counts, all_count;
+  const int64_t* label;                   // -1 where the row does not count
+  const A *weight, *importance, *counts;  // counts: 1 or 0
+  const A* target_x;
+  A top[most], others[most];
+  // per class: sums in lanes that are not classes, and in those that are
+  std::unique_ptr<A[]> lane_sum, sum, column_top;
+  int64_t padded;
+
+  Tile(int64_t classes, bool in_lanes)
+      : lane_sum(in_lanes ? new A[classes * lanes] : nullptr), padded((classes + lanes - 1) / lanes * lanes) {
+    sum.reset(new A[padded]);
+    column_top.reset(new A[padded]);
+    std::fill_n(ones_, most, A(1));
+  }
+  Tile(const Tile&) = delete;
+
+  // The targets and what goes with them. `known_x`: whether job.target_x has been filled in, as this does otherwise.
+  void read(const ClassColumns<S>& job, int64_t first, int64_t end, BlockSums& sums, bool known_x) {
+    const int64_t *target = job.rows.target + first, classes = job.rows.classes, ignored = job.rows.ignore_index;
+    begin = first;
+    rows = static_cast<int>(end - first);
+    all_count = true;
+    for (int r = 0; r < rows; r++) {
+      all_count &= (static_cast<uint64_t>(target[r]) < static_cast<uint64_t>(classes)) & (target[r] != ignored);
+    }
+    any_counts = all_count && rows > 0;
+    label = target;
+    weight = importance = counts = ones_;
+    if (all_count) {
+      if (job.rows.sample_weight) weight = job.rows.sample_weight + first;
+      for (int r = 0; r < rows && job.importance; r++) importance_[r] = job.importance[target[r]];
+    } else {
+      for (int r = 0; r < rows; r++) {
+        const int64_t y = label_[r] = target_of(job.rows, begin + r, sums);
+        counts_[r] = y >= 0;
+        weight_[r] = y >= 0 ? sample_weight_of(job.rows, begin + r) : A(0);
+        importance_[r] = y >= 0 ? (job.importance ? job.importance[y] : A(1)) : A(0);
+        any_counts |= y >= 0;
+      }
+      label = label_;
+      weight = weight_;
+      counts = counts_;
+    }
+    if (job.importance || !all_count) importance = importance_;
+    few_classes_ = all_count && classes <= lanes;
+    for (int r = 0; r < rows; r++) index_[r] = static_cast<int32_t>(label[r]);
+    target_x = job.target_x + first;
+    if (known_x) return;
+    const int64_t step = job.rows.logits_strides.cls;
+    A* x = job.target_x + first;
+    for (int r = 0; r < rows; r++) x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
+  }
+  bool weighted() const { return importance != ones_; }
+
+  // For n rows from r on, the value of each row's class; 0 where the row does not count.
+  IMBLOSS_INLINE Vec<A> by_label(const A* values, int r, int n) const {
+#if defined(IMBLOSS_MOVES_LANES)
+    if constexpr (std::is_same_v<A, float>) {
+      if (few_classes_ && n == lanes) return permute(load(values), index_ + r);
+    }
+#endif
+    A gathered[lanes];
+    if (all_count && n == lanes) {
+      for (int i = 0; i < lanes; i++) gathered[i] = values[label[r + i]];
+    } else {
+      for (int i = 0; i < lanes; i++) gathered[i] = i < n && label[r + i] >= 0 ? values[label[r + i]] : A(0);
+    }
+    return load(gathered);
+  }
+  const S* logits(const ClassColumns<S>& job, int r) const {
+    return row_of(job.rows.logits, job.rows.logits_strides, job.rows.inner, begin + r);
+  }
+  S* grad(const ClassColumns<S>& job, int r) const {
+    return row_of(job.rows.grad, job.rows.grad_strides, job.rows.inner, begin + r);
+  }
+
+  // Calls f(integral_constant<int, U>, rows) for U rows that count at a time, from row `first` on.
+  template <class F>
+  void for_counting(int first, F f) const {
+    constexpr int abreast = 4;
+    int list[abreast], n = 0;
+    for (int r = first; r < rows; r++) {
+      if (label[r] < 0) continue;
+      list[n++] = r;
+      if (n < abreast) continue;
+      f(std::integral_constant<int, abreast>{}, list);
+      n = 0;
+    }
+    for (int i = 0; i < n; i++) f(std::integral_constant<int, 1>{}, list + i);
+  }
+
+ private:
+  bool few_classes_;  // so few that their values fit into a vector
+  int32_t index_[most];
+  int64_t label_[most];
+  A weight_[most], importance_[most], counts_[most], ones_[most];
+};
+
+// ---- lanes along classes: any strides ----------------------------------------------------------------------------
+template <int U, class S>
+IMBLOSS_INLINE Vec<Accumulate<S>, U> load_abreast(const S* const* x, int64_t c, int64_t step, int n) {
+  Vec<Accumulate<S>, U> v;
+  IMBLOSS_UNROLL
+  for (int u = 0; u < U; u++) v.r[u] = load_lanes(x[u] + c * step, step, n, Accumulate<S>(0)).r[0];
+  return v;
+}
+template <int U, class A>
+IMBLOSS_INLINE Vec<A, U> repeat(Vec<A> v) {
+  Vec<A, U> all;
+  IMBLOSS_UNROLL
+  for (int u = 0; u < U; u++) all.r[u] = v.r[0];
+  return all;
+}
+template <int U, class A>
+IMBLOSS_INLINE Vec<A, U> one_each(const A* values, const int* rows) {
+  Vec<A, U> v;
+  IMBLOSS_UNROLL
+  for (int u = 0; u < U; u++) v.r[u] = Vec<A>(values[rows[u]]).r[0];
+  return v;
+}
+
+// The largest logit of each class, and the largest z of each row.
+template <class S>
+void tops_by_class(const ClassColumns<S>& job, Tile<S>& tile) {
+  using A = Accumulate<S>;
+  const int64_t step = job.rows.logits_strides.cls;
+  std::fill_n(tile.column_top.get(), tile.padded, -kInfinity<A>);
+  for (int r = 0; r < tile.rows; r++) {
+    if (tile.label[r] < 0) continue;
+    const S* x = tile.logits(job, r);
+    Vec<A> largest(-kInfinity<A>);
+    for_lanes<A>(job.rows.classes, [&](int64_t c, int n) {
+      Vec<A> z = load_lanes(x + c * step, step, n, -kInfinity<A>);
+      A* top = tile.column_top.get() + c;
+      store(top, max(z, load(top)));
+      largest = max(largest, z + load(job.log_prior + c));
+    });
+    tile.top[r] = max_lane(largest);
+  }
+}
+
+// Sums the rows from `first` on of each class, and the classes of each row but for the target. Returns the largest
+// logit, where they are not shifted.
+template <bool Shifted, class S>
+Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first = 0) {
+  using A = Accumulate<S>;
+  constexpr int lanes = kLanes<A>;
+  const int64_t step = job.rows.logits_strides.cls;
+  A* const sums = tile.sum.get();
+  Vec<A> largest(0);
+  std::fill_n(sums, tile.padded, A(0));
+  tile.for_counting(first, [&](auto registers, const int* rows) {
+    constexpr int U = registers;
+    using V = Vec<A, U>;
+    const S* x[U];
+    int64_t target[U];  // where the vector with the target begins
+    for (int u = 0; u < U; u++) {
+      x[u] = tile.logits(job, rows[u]);
+      target[u] = tile.label[rows[u]] / lanes * lanes;
+    }
+    const V v = one_each<U>(tile.importance, rows), top = Shifted ? one_each<U>(tile.top, rows) : V(0);
+    LongSum<V> others;
+    V run(0);
+    int left = kRun;
+    for_lanes<A>(job.rows.classes, [&](int64_t c, int n) {
+      V z = load_abreast<U>(x, c, step, n), row(0), column;
+      if constexpr (Shifted) {
+        if (job.prior_ce) row = exp(z + repeat<U>(load(job.log_prior + c)) - top);
+        Vec<A> class_top = load(tile.column_top.get() + c);
+        column = exp(z - repeat<U>(select(class_top == Vec<A>(-kInfinity<A>), Vec<A>(0), class_top)));
+      } else {
+        column = exp(z);
+        row = column * repeat<U>(load(job.prior + c));
+        V size = abs(z);
+        IMBLOSS_UNROLL
+        for (int u = 0; u < U; u++) largest.r[0] = max_register(largest.r[0], size.r[u]);
+      }
+      Vec<A> total(0);
+      column = column * v;
+      IMBLOSS_UNROLL
+      for (int u = 0; u < U; u++) total.r[0] += column.r[u];
+      store(sums + c, load(sums + c) + total);
+      IMBLOSS_UNROLL
+      for (int u = 0; u < U; u++) {
+        if (c == target[u]) row.r[u][tile.label[rows[u]] - c] = 0;
+      }
+      run = run + row;
+      if (--left > 0) return;
+      others.add(run);
+      run = V(0);
+      left = kRun;
+    });
+    others.add(run);
+    const V sum_of_others = others.value();
+    IMBLOSS_UNROLL
+    for (int u = 0; u < U; u++) {
+      Vec<A> one;
+      one.r[0] = sum_of_others.r[u];
+      tile.others[rows[u]] = sum(one);
+    }
+  });
+  return max_lane(largest);
+}
+
+// Everything but the targets' entries, as `other` times the row's exponentials and `slope` times the class's.
+template <bool Shifted, class S>
+void gradient_by_class(const ClassColumns<S>& job, Tile<S>& tile, const Accumulate<S>* other, int first = 0) {
+  using A = Accumulate<S>;
+  const int64_t step = job.rows.logits_strides.cls, grad_step = job.rows.grad_strides.cls;
+  for (int r = first; r < tile.rows && !tile.all_count; r++) {
+    if (tile.label[r] < 0) clear_row(job.rows, tile.begin + r);
+  }
+  tile.for_counting(first, [&](auto registers, const int* rows) {
+    constexpr int U = registers;
+    using V = Vec<A, U>;
+    const S* x[U];
+    S* g[U];
+    for (int u = 0; u < U; u++) {
+      x[u] = tile.logits(job, rows[u]);
+      g[u] = tile.grad(job, rows[u]);
+    }
+    const V v = one_each<U>(tile.importance, rows), a = one_each<U>(other, rows);
+    const V top = Shifted ? one_each<U>(tile.top, rows) : V(0);
+    for_lanes<A>(job.rows.classes, [&](int64_t c, int n) {
+      V z = load_abreast<U>(x, c, step, n), grad;
+      if constexpr (Shifted) {
+        grad = exp(z - repeat<U>(load(job.top + c))) * (v * repeat<U>(load(job.slope + c)));
+        if (job.prior_ce) grad = grad + exp(z + repeat<U>(load(job.log_prior + c)) - top) * a;
+      } else {
+        grad = exp(z) * (a * repeat<U>(load(job.prior + c)) + v * repeat<U>(load(job.unshifted_slope + c)));
+      }
+      IMBLOSS_UNROLL
+      for (int u = 0; u < U; u++) {
+        Vec<A> one;
+        one.r[0] = grad.r[u];
+        store_lanes(g[u] + c * grad_step, grad_step, n, one);
+      }
+    });
+  });
+}
+
+// ---- lanes along rows: dense logits ------------------------------------------------------------------------------
+template <bool Shifted, class S>
+Accumulate<S> sum_by_row(const ClassColumns<S>& job, Tile<S>& tile) {
+  using A = Accumulate<S>;
+  constexpr int lanes = kLanes<A>;
+  const int64_t classes = job.rows.classes, step = job.rows.logits_strides.cls;
+  A label[Tile<S>::most + lanes];
+  for (int r = 0; r < tile.rows + lanes; r++) label[r] = r < tile.rows ? static_cast<A>(tile.label[r]) : A(-1);
+  // Calls f(U, row in the tile, n, load of class c with 0 in rows that do not count)
+  auto walk = [&](auto f) {
+    for_row_vectors<A, 4>(job.rows.inner, tile.begin, tile.begin + tile.rows, [&](auto registers, int64_t row, int n) {
+      constexpr int U = registers;
+      using V = Vec<A, U>;
+      const int r = static_cast<int>(row - tile.begin);
+      const S* x = tile.logits(job, r);
+      const auto counts = V(0) < load_rows<U>(tile.counts + r, n);
+      f(registers, r, n, [&](int64_t c) { return select(counts, load_rows<U>(x + c * step, n), V(0)); });
+    });
+  };
+  if constexpr (Shifted) {
+    std::vector<A> tops(classes * lanes, -kInfinity<A>);
+    walk([&](auto registers, int r, int n, auto load_class) {
+      constexpr int U = registers;
+      using V = Vec<A, U>;
+      const auto counts = V(0) < load_rows<U>(tile.counts + r, n);
+      V top(-kInfinity<A>);
+      for (int64_t c = 0; c < classes; c++) {
+        V z = load_class(c), only = select(counts, z, V(-kInfinity<A>));
+        top = max(top, z + job.log_prior[c]);
+        Vec<A> column = load(tops.data() + c * lanes);
+        IMBLOSS_UNROLL
+        for (int u = 0; u < U; u++) column.r[0] = max_register(only.r[u], column.r[0]);
+        store(tops.data() + c * lanes, column);
+      }
+      store_rows(tile.top + r, n, top);
+    });
+    for (int64_t c = 0; c < classes; c++) tile.column_top[c] = max_lane(load(tops.data() + c * lanes));
+  }
+  Vec<A> largest(0);
+  A* const sums = tile.lane_sum.get();
+  std::fill_n(sums, classes * lanes, A(0));
+  walk([&](auto registers, int r, int n, auto load_class) {
+    constexpr int U = registers;
+    using V = Vec<A, U>;
+    const V v = load_rows<U>(tile.importance + r, n), y = load_rows<U>(label + r, n);
+    const V top = Shifted ? load_rows<U>(tile.top + r, n) : V(0);
+    LongSum<V> others;
+    for (int64_t c = 0; c < classes;) {
+      V run(0);
+      for (const int64_t end = std::min(classes, c + kRun); c < end; c++) {
+        V z = load_class(c), row(0), column;
+        if constexpr (Shifted) {
+          const A class_top = tile.column_top[c];
+          if (job.prior_ce) row = exp(z + job.log_prior[c] - top);
+          column = exp(z - (class_top == -kInfinity<A> ? A(0) : class_top));
+        } else {
+          column = exp(z);
+          row = column * job.prior[c];
+          V size = abs(z);
+          IMBLOSS_UNROLL
+          for (int u = 0; u < U; u++) largest.r[0] = max_register(largest.r[0], size.r[u]);
+        }
+        run = run + select(y == V(static_cast<A>(c)), V(0), row);
+        column = column * v;
+        Vec<A> total = load(sums + c * lanes);
+        IMBLOSS_UNROLL
+        for (int u = 0; u < U; u++) total.r[0] += column.r[u];
+        store(sums + c * lanes, total);
+      }
+      others.add(run);
+    }
+    store_rows(tile.others + r, n, others.value());
+  });
+  for (int64_t c = 0; c < classes; c++) tile.sum[c] = sum(load(sums + c * lanes));
+  return max_lane(largest);
+}
+
+template <bool Shifted, class S>
+void gradient_by_row(const ClassColumns<S>& job, Tile<S>& tile, const Accumulate<S>* other) {
+  using A = Accumulate<S>;
+  const int64_t step = job.rows.logits_strides.cls, grad_step = job.rows.grad_strides.cls;
+  for_row_vectors<A, 4>(job.rows.inner, tile.begin, tile.begin + tile.rows, [&](auto registers, int64_t row, int n) {
+    constexpr int U = registers;
+    using V = Vec<A, U>;
+    const int r = static_cast<int>(row - tile.begin);
+    const S* x = tile.logits(job, r);
+    S* g = tile.grad(job, r);
+    const V v = load_rows<U>(tile.importance + r, n), a = load_rows<U>(other + r, n);
+    const V top = Shifted ? load_rows<U>(tile.top + r, n) : V(0);
+    const auto counts = V(0) < load_rows<U>(tile.counts + r, n);
+    for (int64_t c = 0; c < job.rows.classes; c++) {
+      V z = load_rows<U>(x + c * step, n), grad;
+      if constexpr (Shifted) {
+        grad = exp(z - job.top[c]) * (v * job.slope[c]);
+        if (job.prior_ce) grad = grad + exp(z + job.log_prior[c] - top) * a;
+      } else {
+        grad = exp(z) * (a * job.prior[c] + v * job.unshifted_slope[c]);
+      }
+      store_rows(g + c * grad_step, n, select(counts, grad, V(0)));
+    }
+  });
+}
+
+// ---- few classes, rows that follow one another: a vector of rows as one run of numbers ----------------------------
+#if defined(IMBLOSS_MOVES_LANES)
+template <bool Weighted, int U, class S>
+IMBLOSS_INLINE Vec<float, U> load_packed(const S* x, const Tile<S>& tile, const PackedRows& packed, int r, int i,
+                                         int classes) {
+  constexpr int lanes = PackedRows::lanes;
+  Vec<float, U> z;
+  IMBLOSS_UNROLL
+  for (int u = 0; u < U; u++) {
+    Vec<float> one = load(x + (u * classes + i) * lanes);
+    if (Weighted && !tile.all_count) {
+      one = select(Vec<float>(0) < packed.spread(load(tile.counts + r + u * lanes), i), one, Vec<float>(0));
+    }
+    z.r[u] = one.r[0];
+  }
+  return z;
+}
+
+// Sums lie as the numbers do: lane after lane, the classes of as many rows as a vector has lanes.
+template <bool Weighted, int U, class S>
+void sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows& packed, int r, float* e,
+                     Vec<float>& largest) {
+  constexpr int lanes = PackedRows::lanes;
+  const int classes = static_cast<int>(job.rows.classes);
+  const S* x = tile.logits(job, r);
+  for (int i = 0; i < classes; i++) {
+    Vec<float, U> z = load_packed<Weighted, U>(x, tile, packed, r, i, classes), column = exp(z), size = abs(z);
+    Vec<float> total = load(tile.lane_sum.get() + i * lanes);
+    IMBLOSS_UNROLL
+    for (int u = 0; u < U; u++) {
+      Vec<float> one;
+      one.r[0] = column.r[u];
+      largest.r[0] = max_register(largest.r[0], size.r[u]);
+      store(e + (u * classes + i) * lanes, packed.scaled(one, i));
+      if (Weighted) one = one * packed.spread(load(tile.importance + r + u * lanes), i);
+      total = total + one;
+    }
+    store(tile.lane_sum.get() + i * lanes, total);
+  }
+  for (int k = 0; k < U * lanes; k++) {  // out of the sum of the others
+    if (!Weighted || tile.label[r + k] >= 0) e[k * classes + tile.label[r + k]] = 0;
+  }
+  IMBLOSS_UNROLL
+  for (int u = 0; u < U; u++) {
+    auto add = [](Vec<float> a, Vec<float> b) { return a + b; };
+    store(tile.others + r + u * lanes, packed.reduce(e + u * lanes * classes, 0, add));
+  }
+}
+
+template <bool Weighted, int U, class S>
+void gradient_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows& packed, const float* other,
+                          int r) {
+  constexpr int lanes = PackedRows::lanes;
+  const int classes = static_cast<int>(job.rows.classes);
+  const S* x = tile.logits(job, r);
+  S* g = tile.grad(job, r);
+  Vec<float, U> v = load<U>(tile.importance + r), factor = load<U>(other + r);
+  // other prior + v slope = v (other / v prior + slope)
+  if (Weighted) factor = select(Vec<float, U>(0) < v, factor / v, Vec<float, U>(0));
+  for (int i = 0; i < classes; i++) {
+    Vec<float, U> e = exp(load_packed<Weighted, U>(x, tile, packed, r, i, classes));
+    IMBLOSS_UNROLL
+    for (int u = 0; u < U; u++) {
+      Vec<float> one, a, of_row;
+      one.r[0] = e.r[u];
+      a.r[0] = factor.r[u];
+      of_row.r[0] = v.r[u];
+      if (Weighted) one = one * packed.spread(of_row, i);
+      store(g + (u * classes + i) * lanes, one * packed.adjusted(packed.spread(a, i), i));
+    }
+  }
+}
+
+// Calls f(integral_constant<int, U>, r) for U vectors of rows at a time; returns the first row of the rest.
+template <class F>
+int for_packed(int rows, F f) {
+  constexpr int abreast = 4, lanes = PackedRows::lanes;
+  int r = 0;
+  for (; r + abreast * lanes <= rows; r += abreast * lanes) f(std::integral_constant<int, abreast>{}, r);
+  for (; r + lanes <= rows; r += lanes) f(std::integral_constant<int, 1>{}, r);
+  return r;
+}
+
+template <class S>
+float sum_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<S>& tile) {
+  constexpr int lanes = PackedRows::lanes;
+  const int classes = static_cast<int>(job.rows.classes);
+  alignas(kVectorBytes) float e[4 * lanes * kMostPacked + 4];
+  Vec<float> largest(0);
+  std::fill_n(tile.lane_sum.get(), classes * lanes, 0.0f);
+  const int rest = for_packed(tile.rows, [&](auto registers, int r) {
+    if (tile.weighted()) sum_packed_rows<true, registers>(job, tile, packed, r, e, largest);
+    else sum_packed_rows<false, registers>(job, tile, packed, r, e, largest);
+  });
+  const float largest_rest = sum_by_class<false>(job, tile, rest);
+  for (int r = 0; r < lanes; r++) {
+    for (int c = 0; c < classes; c++) tile.sum[c] += tile.lane_sum[r * classes + c];
+  }
+  return std::max(max_lane(largest), largest_rest);
+}
+
+template <class S>
+void gradient_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<S>& tile, const float* other) {
+  const int rest = for_packed(tile.rows, [&](auto registers, int r) {
+    if (tile.weighted()) gradient_packed_rows<true, registers>(job, tile, packed, other, r);
+    else gradient_packed_rows<false, registers>(job, tile, packed, other, r);
+  });
+  for (int r = 0; r < rest && !tile.all_count; r++) {
+    if (tile.label[r] < 0) clear_row(job.rows, tile.begin + r);
+  }
+  gradient_by_class<false>(job, tile, other, rest);
+}
+#endif
+
+// ---- a tile, whichever way its lanes run -------------------------------------------------------------------------
+#if !defined(IMBLOSS_MOVES_LANES)
+struct PackedRows {
+  PackedRows(int, const float*, const float*) {}
+};
+#endif
+
+template <class S>
+bool columns_are_packed(const ClassColumns<S>& job) {
+#if defined(IMBLOSS_MOVES_LANES)
+  return rows_are_packed(job.rows);
+#else
+  return false;
+#endif
+}
+
+// Calls f(tile's begin, end); the shape alone decides.
+template <class S, class F>
+void for_tiles(const ClassColumns<S>& job, int64_t begin, int64_t end, F f) {
+  constexpr int64_t elements = 64 * 1024, fewest = 32, most = Tile<S>::most;
+  const int64_t rows = std::clamp(elements / job.rows.classes / fewest * fewest, fewest, most);
+  for (; begin < end; begin += rows) f(begin, std::min(end, begin + rows));
+}
+
+// PriorCE of a tile's rows, with the stats that its gradient needs.
+template <bool Shifted, class S>
+void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulate<S>>& sums) {
+  using A = Accumulate<S>;
+  using V = Vec<A>;
+  const int64_t stride = job.rows.stats_stride;
+  for (int r = 0; r < tile.rows; r += kLanes<A>) {
+    const int n = std::min(tile.rows - r, kLanes<A>);
+    auto of_rows = [&](const A* values, A fill) { return load_lanes(values + r, 1, n, fill); };
+    const V of_target = tile.by_label(Shifted ? job.log_prior : job.prior, r, n);
+    const V weight = of_rows(tile.weight, 0), x = of_rows(tile.target_x, 0);
+    const auto counts = V(0) < of_rows(tile.counts, 0);
+    const V others = select(counts, of_rows(tile.others, 0), V(0));
+    Finished<V> f;
+    V top(0);
+    const double no_detach = 0;
+    const Focal cross_entropy(&no_detach);
+    if constexpr (Shifted) {
+      top = select(counts, of_rows(tile.top, 0), V(0));
+      f = finish(cross_entropy, exponent_of<V>(0), weight, A(1), x + of_target - top, others);
+    } else {
+      f = finish_small(cross_entropy, exponent_of<V>(0), weight, A(1), select(counts, exp(x) * of_target, V(1)),
+                       others);
+    }
+    if (!job.prior_ce) f.value = f.other = f.target = top = V(0);
+    sums.loss += sum(select(counts, f.value, V(0)));
+    sums.divisor += sum(weight);
+    A* stats = job.rows.stats + tile.begin + r;
+    store_lanes(stats + kTop * stride, 1, n, top);
+    store_lanes(stats + kOther * stride, 1, n, select(counts, f.other, V(0)));
+    store_lanes(stats + kTarget * stride, 1, n, select(counts, f.target, V(0)));
+  }
+}
+
+// What packed rows share; nothing where rows are not packed.
+template <class S>
+std::unique_ptr<PackedRows> packed_rows_of(const ClassColumns<S>& job, const Accumulate<S>* slope) {
+  if constexpr (std::is_same_v<Accumulate<S>, float>) {
+    const int classes = static_cast<int>(job.rows.classes);
+    if (columns_are_packed(job)) return std::make_unique<PackedRows>(classes, job.prior, slope);
+  }
+  return nullptr;
+}
+
+template <class S>
+bool sum_small_tile(const ClassColumns<S>& job, const PackedRows* packed, Tile<S>& tile) {
+  using A = Accumulate<S>;
+#if defined(IMBLOSS_MOVES_LANES)
+  if constexpr (std::is_same_v<A, float>) {
+    if (packed) return sum_packed(job, *packed, tile) <= kSmallColumnLogit<A>;
+  }
+#endif
+  const A largest = rows_are_adjacent(job.rows) ? sum_by_row<false>(job, tile) : sum_by_class<false>(job, tile);
+  return largest <= kSmallColumnLogit<A>;
+}
+
+// Adds a block of rows to its sums. Notes in `small`, a byte a tile, which tiles were not shifted.
+template <class S>
+void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnSums<Accumulate<S>>& sums, bool* small) {
+  using A = Accumulate<S>;
+  const int64_t classes = job.rows.classes;
+  const bool dense = rows_are_adjacent(job.rows);
+  Tile<S> tile(classes, dense || columns_are_packed(job));
+  const auto packed = packed_rows_of(job, static_cast<const A*>(nullptr));
+  std::fill_n(sums.total, classes, 0.0);
+  BlockSums targets;
+  for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
+    tile.read(job, first, last, targets, false);
+    *small = !job.small_prior && sum_small_tile(job, packed.get(), tile);
+    if (*small) {
+      finish_tile<false>(job, tile, sums);
+    } else if (dense) {
+      sum_by_row<true>(job, tile);
+      finish_tile<true>(job, tile, sums);
+    } else {
+      tops_by_class(job, tile);
+      sum_by_class<true>(job, tile);
+      finish_tile<true>(job, tile, sums);
+    }
+    if (tile.any_counts) add_classes(sums, classes, tile.sum.get(), *small ? nullptr : tile.column_top.get());
+    small++;
+  });
+  sums.bad_row = targets.bad_row;
+}
+
+// Adds the sum of the targets' logits of each class, and their number, to those of the rows from `begin` to `end`.
+template <class S>
+void sum_targets(const ClassColumns<S>& job, int64_t begin, int64_t end, double* own, double* count) {
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t y = job.rows.target[row];
+    if (y == job.rows.ignore_index || y < 0 || y >= job.rows.classes) continue;
+    own[y] += job.target_x[row];
+    count[y] += 1;
+  }
+}
+
+// ---- the classes' share of the loss, and the factors of its gradient -----------------------------------------------
+struct Regulariser {
+  double alpha, lam, rows;
+  int64_t classes;
+  bool official;
+};
+
+// Of a vector of classes. Returns alpha LADER's terms.
+struct ClassTerm {
+  Vec<double> value, slope, share;
+};
+IMBLOSS_INLINE ClassTerm class_term(const Regulariser& r, Vec<double> prior, Vec<double> top, Vec<double> total,
+                                    Vec<double> own, Vec<double> count) {
+  using V = Vec<double>;
+  const V none(0), log_total = select(total == none, V(-kInfinity<double>), log(total));
+  V second = top + log_total - std::log(r.rows);
+  auto takes_part = none < count;
+  if (r.official) {
+    second = second - log(prior + 1e-9) + std::log(1.0 / static_cast<double>(r.classes) + 1e-9);
+    takes_part = none < V(r.rows);
+    count = count + 1e-8;
+  }
+  V share = select(takes_part, prior * r.alpha, none);
+  return {select(takes_part, share * (second + second * second * r.lam - own / count), none),
+          select(takes_part, share * (second * (2 * r.lam) + 1) / total, none),
+          select(takes_part, share / count, none)};
+}
+
+// ---- the gradient ------------------------------------------------------------------------------------------------
+// The entries of the targets, whatever was written there.
+template <bool Shifted, class S>
+void store_targets(const ClassColumns<S>& job, const Tile<S>& tile, Accumulate<S> upstream) {
+  using A = Accumulate<S>;
+  using V = Vec<A>;
+  constexpr int lanes = kLanes<A>;
+  const A* of_target = job.rows.stats + kTarget * job.rows.stats_stride + tile.begin;
+  for (int r = 0; r < tile.rows; r += lanes) {
+    const int n = std::min(tile.rows - r, lanes);
+    auto of_rows = [&](const A* values) { return load_lanes(values + r, 1, n, A(0)); };
+    V x = of_rows(tile.target_x);
+    if (Shifted) x = x - tile.by_label(job.top, r, n);
+    V column = exp(x) * tile.by_label(Shifted ? job.slope : job.unshifted_slope, r, n) * of_rows(tile.importance);
+    A grad[lanes];
+    store(grad, column - tile.by_label(job.share, r, n) + of_rows(of_target) * (job.row_factor * upstream));
+    for (int i = 0; i < n; i++) {
+      const int64_t y = tile.label[r + i];
+      if (y >= 0) store_one(tile.grad(job, r + i) + y * job.rows.grad_strides.cls, grad[i]);
+    }
+  }
+}
+
+// Writes the gradient of a block of rows. The factors of the classes have the upstream gradient in them. `small`: as
+// sum_columns noted it, or null; `known_x`: whether that has filled in the targets' logits.
+template <class S>
+void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Accumulate<S> upstream, const bool* small,
+                      bool known_x) {
+  using A = Accumulate<S>;
+  const bool dense = rows_are_adjacent(job.rows);
+  Tile<S> tile(job.rows.classes, false);
+  const auto packed = packed_rows_of(job, job.unshifted_slope);
+  BlockSums ignored;
+  A other[Tile<S>::most];
+  for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
+    tile.read(job, first, last, ignored, known_x);
+    const A *stats = job.rows.stats + first, factor = job.row_factor * upstream;
+    std::copy_n(stats + kTop * job.rows.stats_stride, tile.rows, tile.top);
+    for (int r = 0; r < tile.rows; r++) {  // 0 where the row does not count, be the factor infinite
+      const A of_row = stats[kOther * job.rows.stats_stride + r];
+      other[r] = of_row == 0 ? A(0) : of_row * factor;
+    }
+    const bool shifted = !small || !*small++;
+    if (shifted && dense) gradient_by_row<true>(job, tile, other);
+    else if (shifted) gradient_by_class<true>(job, tile, other);
+    else if (dense) gradient_by_row<false>(job, tile, other);
+#if defined(IMBLOSS_MOVES_LANES)
+    else if (packed) {
+      if constexpr (std::is_same_v<A, float>) gradient_packed(job, *packed, tile, other);
+    }
+#endif
+    else
+      gradient_by_class<false>(job, tile, other);
+    if (shifted) store_targets<true>(job, tile, upstream);
+    else store_targets<false>(job, tile, upstream);
+  });
+}
+
+}  // namespace imbloss
