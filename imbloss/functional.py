@@ -750,8 +750,8 @@ def class_columns(
     if sample_weight is not None:
         dtype = _accumulation_dtype(logits.dtype)
         sample_weight = _operand(sample_weight, "sample_weight", row_shape(logits), logits.device, dtype)
-    plain = prior.is_cpu and logits.is_cpu and prior.is_contiguous() and not prior.is_neg()
-    if not plain or prior.dtype not in _WIDE:
+    plain = prior.is_cpu and logits.is_cpu and prior.is_contiguous()
+    if torch.compiler.is_compiling() or not plain or prior.is_neg() or prior.dtype not in _WIDE:
         dtype = prior.dtype if prior.dtype in _WIDE else torch.float32
         prior = _operand(prior, "prior", prior.shape, logits.device, dtype)
     operands = prior, sample_weight, normalizer
