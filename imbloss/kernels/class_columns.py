@@ -46,9 +46,9 @@ def class_columns_kernel(
     # operands, or None
     log_prior_ptr, importance_ptr, sample_weight_ptr,
     # shapes
-    num_rows, num_classes, inner, num_programs,
+    num_rows, num_classes, inner,
     # strides
-    stride_outer, stride_class, stride_inner,
+    sums_step, stride_outer, stride_class, stride_inner,
     ignore_index,
     PRIOR_CE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +56,6 @@ def class_columns_kernel(
     y, counts, in_range = _load_target(target_ptr, row, num_rows, num_classes, ignore_index)
     x_ptr = logits_ptr + _row_offset(row, inner, stride_outer, stride_inner)
     v = _importance(importance_ptr, y, counts)
-    sums_step = num_programs.to(tl.int64) * num_classes
 
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     others = tl.zeros((ROWS,), tl.float32)
@@ -172,7 +171,7 @@ def class_columns_statistics(logits, target, operands, numbers, ignore_index, es
     softmax_rows._launch(
         class_columns_kernel, rows,
         rows, target.contiguous(), losses, stats, sums, *_constants(prior, estimator), sample_weight,
-        num_rows, num_classes, inner, programs, *rows.stride(), ignore_index,
+        num_rows, num_classes, inner, sums.stride(0), *rows.stride(), ignore_index,
         PRIOR_CE=bool(numbers[0]), fewest_rows=FEWEST_ROWS,
     )  # fmt: skip
     counts = target != ignore_index
