@@ -13,7 +13,7 @@ from imbloss.functional import (
     vs_loss,
 )
 from imbloss.modules import BalancedSoftmaxLoss, CrossEntropy, FocalLoss, LDAMLoss, LogitAdjustedLoss, PolyLoss, VSLoss
-from imbloss.priors import adjust_logits, class_balanced_weights, class_counts, drw_weights
+from imbloss.priors import adjust_logits, class_balanced_weights, class_counts, drw_weights, set_debug
 
 __all__ = [
     "BalancedSoftmaxLoss",
@@ -33,6 +33,7 @@ __all__ = [
     "ldam_loss",
     "logit_adjusted_loss",
     "poly_loss",
+    "set_debug",
     "testing",
     "vs_loss",
 ]

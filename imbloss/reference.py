@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from imbloss.priors import check_target
+
 
 class TargetTerms(NamedTuple):
     """log p, p, q = 1 - p and log q of each row's target class, of shape (N, d1, ...)."""
@@ -163,20 +165,10 @@ def _adjusted(logits: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tens
 
 
 def _checked(y: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Targets made safe to index with; which rows count; which of them are in range.
-
-    The compiled core's error on CPU. Elsewhere looking at values would wait for the device: NaN tells there.
-    """
+    """Targets made safe to index with; which rows count; which of them are in range. Where none may look: NaN tells."""
+    check_target(y, classes, ignore_index)
     counts = y != ignore_index
     in_range = (y >= 0) & (y < classes)
-    bad = counts & ~in_range
-    looks = y.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and not torch._C._are_functorch_transforms_active() and bad.any():
-        index = int(bad.flatten().nonzero()[0])
-        raise IndexError(
-            f"expected target in [0, {classes}) or ignore_index={ignore_index}, "
-            f"but got {int(y.flatten()[index])} at index {index}"
-        )
     return torch.where(counts & in_range, y, 0), counts, in_range
 
 
