@@ -106,7 +106,7 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   for (int r = 0; r < count; r++) {
     const int64_t y = target[r];
     all_count &= (static_cast<uint64_t>(y) < static_cast<uint64_t>(classes)) & (y != job.ignore_index);
-    at[r] = r * classes + static_cast<int32_t>(y);
+    at[r] = static_cast<int32_t>(static_cast<uint32_t>(r * classes) + static_cast<uint32_t>(y));  // y may be anything
   }
   float counts[count];
   if (!all_count) {
