@@ -3,6 +3,7 @@
 # make test-all   that, and the whole table in the interpreter of Triton: half an hour
 # make lint   what reviewers would otherwise have to say
 # make bench  benchmarks of this machine, into docs/performance.md
+# make sanitize  csrc under AddressSanitizer and UBSan: bad reads, writes and arithmetic
 # Every target sets up what it needs, once; a second call reinstalls nothing.
 #
 #   PYTHON=python3.12        the Python that .venv is made of
@@ -18,7 +19,7 @@ CORE := setup.py $(wildcard csrc/*)
 
 export IMBLOSS_REQUIRE_CORE := 1
 
-.PHONY: demo test test-all lint bench core clean
+.PHONY: demo test test-all lint bench sanitize core clean
 
 demo: $(VENV)/.lab
 	$(BIN)/imbloss compare
@@ -39,6 +40,19 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks report
+
+# A core and a package of their own, in build/sanitize, for the tests marked isa. Of AVX2: the parts of vectors that it
+# reads one by one are masked loads in AVX-512, which the sanitizers do not see.
+SANITIZED_ISA ?= avx2
+SANITIZERS := -O1 -g1 -fno-inline -w -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
+CXX_FILE = $(shell $(CXX) -print-file-name=$(1))
+
+sanitize: $(VENV)/.dev
+	IMBLOSS_ISA=$(SANITIZED_ISA) IMBLOSS_CXXFLAGS="$(SANITIZERS)" \
+		$(BIN)/python setup.py -q build --build-lib build/sanitize --build-temp build/sanitize-objects
+	LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		ATEN_CPU_CAPABILITY=$(SANITIZED_ISA) IMBLOSS_EXPECTED_ISA=$(SANITIZED_ISA) PYTHONPATH=build/sanitize \
+		$(BIN)/pytest -q -m isa
 
 core: $(VENV)/.dev
 

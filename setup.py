@@ -15,10 +15,14 @@ ISAS = {"default": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISAS["avx512"] = [*ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+if only := os.environ.get("IMBLOSS_ISA"):  # while working on a kernel one is built sooner than three
+    ISAS = {only: ISAS[only]}
 
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
 # -Wpsabi: no vector crosses an ABI boundary here. -Wuninitialized: GCC's own AVX-512 headers, _mm512_undefined_ps.
 WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+# More flags for compiler and linker, those of the sanitizers for instance: see "sanitize" in the Makefile.
+EXTRA = os.environ.get("IMBLOSS_CXXFLAGS", "").split()
 HEADERS = [
     "simd.h",
     "vmath.h",
@@ -43,10 +47,11 @@ def extension(isa, flags):
             ("TORCH_TARGET_VERSION", "0x020a000000000000ULL"),
             ("IMBLOSS_MODULE", f"_C_{isa}"),
             ("IMBLOSS_ISA", isa),
-            ("IMBLOSS_FLAGS", " ".join([*FLAGS, *flags])),
+            ("IMBLOSS_FLAGS", " ".join([*FLAGS, *flags, *EXTRA])),
             ("IMBLOSS_TORCH", torch.__version__),
         ],
-        extra_compile_args=[*FLAGS, *flags, *WARNINGS],
+        extra_compile_args=[*FLAGS, *flags, *EXTRA, *WARNINGS],
+        extra_link_args=EXTRA,
         libraries=["torch_cpu", "c10"],
         library_dirs=[os.path.join(os.path.dirname(torch.__file__), "lib")],
         # Without a compiler the package installs, warns when imported and computes in plain PyTorch. Not here, please:
@@ -78,13 +83,16 @@ class BuildExt(build_ext):
             depends=ext.depends,
         )
         self.compiler.link_shared_object(
-            objects, path, libraries=ext.libraries, library_dirs=ext.library_dirs, target_lang="c++"
+            objects,
+            path,
+            libraries=ext.libraries,
+            library_dirs=ext.library_dirs,
+            extra_postargs=ext.extra_link_args,
+            target_lang="c++",
         )
 
 
 if __name__ == "__main__":
-    if os.environ.get("IMBLOSS_ISAS"):  # while working on a kernel: "avx512" builds a third as long
-        ISAS = {isa: ISAS[isa] for isa in os.environ["IMBLOSS_ISAS"].split(",")}
     if sys.platform == "win32":  # the vector types are GCC's and Clang's
         ISAS.clear()
     setup(ext_modules=[extension(*item) for item in ISAS.items()], cmdclass={"build_ext": BuildExt})

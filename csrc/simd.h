@@ -12,7 +12,11 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__SANITIZE_ADDRESS__)  // checks around every access: hours to compile if each call is a copy
+#define IMBLOSS_INLINE inline
+#else
 #define IMBLOSS_INLINE inline __attribute__((always_inline))
+#endif
 #define IMBLOSS_LAMBDA_INLINE __attribute__((always_inline))
 #define IMBLOSS_UNROLL _Pragma("GCC unroll 16")
 
@@ -83,12 +87,20 @@ struct Part {
 };
 
 // ---- arithmetic: the compiler's own, a lane at a time in the source, a register at a time in the code ----
+// Whole numbers wrap around, which only unsigned ones may.
+template <class T>
+using Wrapping = Register<std::conditional_t<std::is_same_v<T, int32_t>, uint32_t,
+                                             std::conditional_t<std::is_same_v<T, int64_t>, uint64_t, T>>>;
+
 #define IMBLOSS_BINARY(op)                                                     \
   template <class T, int U>                                                    \
   IMBLOSS_INLINE Vec<T, U> operator op(Vec<T, U> a, Vec<T, U> b) {             \
     Vec<T, U> c;                                                               \
     IMBLOSS_UNROLL                                                             \
-    for (int i = 0; i < U; i++) c.r[i] = a.r[i] op b.r[i];                     \
+    for (int i = 0; i < U; i++) {                                              \
+      auto x = (Wrapping<T>)a.r[i], y = (Wrapping<T>)b.r[i];                   \
+      c.r[i] = (Register<T>)(x op y);                                          \
+    }                                                                          \
     return c;                                                                  \
   }                                                                            \
   template <class T, int U>                                                    \

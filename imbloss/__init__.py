@@ -34,6 +34,7 @@ from imbloss.priors import (
     class_counts,
     drw_weights,
     estimate_prior,
+    set_debug,
 )
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "logit_adjusted_loss",
     "poly_loss",
     "positive_count",
+    "set_debug",
     "testing",
     "valid_count",
     "vs_loss",

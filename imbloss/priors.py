@@ -1,6 +1,7 @@
 """Class counts, priors and the weights and corrections made of them."""
 
 import math
+import os
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeAlias, Union
 
@@ -305,10 +306,42 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
+_debug = os.environ.get("IMBLOSS_DEBUG", "0") not in ("", "0")
+
+
+def set_debug(enabled: bool) -> None:
+    """Check the values of tensors on every device, not on the CPU alone.
+
+    A GPU's kernels stay in bounds and give NaN where a target is out of range, and nobody looks at the values of
+    priors, counts and gammas there, since that waits for the device. With debug on, each call looks, and raises what
+    it raises on the CPU. Compiled code is checked for targets only; a CUDA graph cannot be captured.
+
+    Args:
+        enabled: whether to check from now on. IMBLOSS_DEBUG=1 in the environment does so from the start.
+
+    >>> set_debug(True)
+    >>> imbloss.focal_loss(torch.zeros(1, 4), torch.tensor([4]))
+    Traceback (most recent call last):
+    IndexError: expected target in [0, 4) or ignore_index=-100, but got 4 at index 0
+    >>> set_debug(False)
+    """
+    global _debug
+    if not isinstance(enabled, bool):
+        raise TypeError(f"expected enabled to be a bool, but got {describe(enabled)}")
+    _debug = enabled
+
+
+def is_debug() -> bool:
+    return _debug
+
+
 def can_look(tensor: Tensor) -> bool:
-    """Whether a look at a tensor's values is free: no wait for a device, no graph break, no value that is not there."""
+    """Whether a look at a tensor's values is free: no wait for a device, no graph break, no value that is not there.
+
+    With :func:`set_debug` it may wait for a device.
+    """
     return (
-        tensor.device.type == "cpu"
+        (tensor.device.type == "cpu" or (_debug and tensor.device.type != "meta"))
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -410,3 +443,16 @@ def check_prior(prior: Tensor, classes: int | None, name: str = "prior") -> None
         total = prior.double().sum().item()
         if abs(total - 1) > 1e-4:
             raise ValueError(f"expected {name} to sum to 1 within 1e-4, but got a sum of {total:.6g}")
+
+
+def check_target(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Class indices in range: the compiled core's error."""
+    if not can_look(target):
+        return
+    bad = (target != ignore_index) & ((target < 0) | (target >= classes))
+    if bad.any():
+        index = int(bad.flatten().nonzero()[0])
+        raise IndexError(
+            f"expected target in [0, {classes}) or ignore_index={ignore_index}, "
+            f"but got {int(target.flatten()[index])} at index {index}"
+        )

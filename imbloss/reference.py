@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imbloss.priors import check_prior, smoothed_prior
+from imbloss.priors import check_prior, check_target, smoothed_prior
 
 ESTIMATORS = OFFICIAL, PAPER = "official", "paper"  # of LADER; docs/math.md, section 4
 
@@ -167,20 +167,10 @@ def _adjusted(logits: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tens
 
 
 def _checked(y: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Targets made safe to index with; which rows count; which of them are in range.
-
-    The compiled core's error on CPU. Elsewhere looking at values would wait for the device: NaN tells there.
-    """
+    """Targets made safe to index with; which rows count; which of them are in range. Where none may look: NaN tells."""
+    check_target(y, classes, ignore_index)
     counts = y != ignore_index
     in_range = (y >= 0) & (y < classes)
-    bad = counts & ~in_range
-    looks = y.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and not torch._C._are_functorch_transforms_active() and bad.any():
-        index = int(bad.flatten().nonzero()[0])
-        raise IndexError(
-            f"expected target in [0, {classes}) or ignore_index={ignore_index}, "
-            f"but got {int(y.flatten()[index])} at index {index}"
-        )
     return torch.where(counts & in_range, y, 0), counts, in_range
 
 

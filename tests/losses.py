@@ -43,11 +43,11 @@ ACRONYMS = {"lade": "LADE", "lader": "LADER", "ldam": "LDAM", "vs": "VS"}
 @dataclass(frozen=True)
 class Loss:
     name: str
-    samples: dict[str, Sample]
+    samples: dict[str, Sample] = field(repr=False)
     # name -> (keywords, exception, its message)
-    errors: dict[str, tuple[Keywords, type[Exception], str]] = field(default_factory=dict)
+    errors: dict[str, tuple[Keywords, type[Exception], str]] = field(default_factory=dict, repr=False)
     # name -> (keywords of this loss, another way to the same value), at any number of classes and rows
-    identities: dict[str, tuple[Sample, Callable[..., torch.Tensor]]] = field(default_factory=dict)
+    identities: dict[str, tuple[Sample, Callable[..., torch.Tensor]]] = field(default_factory=dict, repr=False)
     # terms of every class, gamma, keywords -> what each class adds to the loss of soft targets, per share
     of_class: Callable[..., torch.Tensor] = lambda terms, gamma, keywords: reference.focal(
         terms, gamma, keywords.get("detach_factor", False)

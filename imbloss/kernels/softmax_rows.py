@@ -14,6 +14,7 @@ from torch import Tensor
 
 from imbloss._ops import NUM_ROW_STATS, OPERANDS, REDUCTIONS
 from imbloss.kernels.policies import LN2, LOG2E, POLICIES, log, log1p
+from imbloss.priors import check_target, is_debug
 
 TILE = 4096  # elements a program holds at a time
 MOST_COLUMNS = 1024
@@ -349,6 +350,8 @@ class _Call:
         self.rows = _as_rows(logits)
         self.num_rows, self.num_classes, self.inner = _shape(self.rows)
         self.target, self.ignore_index, self.reduction = target, ignore_index, reduction
+        if is_debug() and not target.is_floating_point():
+            check_target(target, self.num_classes, ignore_index)
         self.weight, self.sample_weight, self.scale, self.bias, self.margin, gammas, self.normalizer = operands or [
             None
         ] * len(OPERANDS)
