@@ -29,6 +29,7 @@ HEADERS = [
     "softmax_wide_rows.h",
     "softmax_packed_rows.h",
     "softmax_soft_rows.h",
+    "sigmoid_elements.h",
 ]
 
 

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "sigmoid_elements.h"
 #include "softmax_packed_rows.h"
 #include "softmax_rows.h"
 #include "softmax_soft_rows.h"
@@ -200,6 +201,7 @@ BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
   });
   for (const BlockSums& block : blocks) {
     all.loss += block.loss;
+    all.ignored += block.ignored;
     if (all.bad_row < 0) all.bad_row = block.bad_row;
   }
   return all;
@@ -501,6 +503,229 @@ Tensor softmax_soft_rows_backward_op(Tensor upstream, Tensor logits, Tensor targ
                                label_smoothing, ignore_index, reduction, policy, Grad::kNew));
 }
 
+// ---- sigmoid elements ----------------------------------------------------------------------------------------------
+enum ElementOperandIndex {
+  kWeightOfElement,
+  kPosWeights,
+  kAlphas,
+  kElementGammas,
+  kElementNormalizer,
+  kNumElementOperands
+};
+
+TargetType target_type_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return TargetType::kFloat;
+    case ScalarType::Double:
+      return TargetType::kDouble;
+    case ScalarType::Half:
+      return TargetType::kHalf;
+    case ScalarType::BFloat16:
+      return TargetType::kBFloat16;
+    case ScalarType::Bool:
+      return TargetType::kBool;
+    case ScalarType::Byte:
+      return TargetType::kUInt8;
+    case ScalarType::Char:
+      return TargetType::kInt8;
+    case ScalarType::Short:
+      return TargetType::kInt16;
+    case ScalarType::Int:
+      return TargetType::kInt32;
+    case ScalarType::Long:
+      return TargetType::kInt64;
+    default:
+      throw std::invalid_argument("expected targets of a floating, integer or bool dtype");
+  }
+}
+
+// As torch.empty_like with another dtype.
+Tensor new_tensor_like(const Tensor& x, ScalarType dtype) {
+  if (x.is_contiguous()) return new_tensor(x.sizes(), dtype);
+  Tensor like = torch::stable::empty_like(x);
+  return dtype == x.scalar_type() ? like : new_tensor(x.sizes(), like.strides().data(), dtype);
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  return std::equal(a.sizes().begin(), a.sizes().end(), b.sizes().begin(), b.sizes().end());
+}
+
+// Logits and targets, checked: a target for each element, or with the class dimension missing.
+struct Elements {
+  Tensor logits, target;
+  int64_t class_dim, classes;
+  bool by_class;
+  std::vector<int64_t> class_strides, target_strides;
+
+  Elements(Tensor x, Tensor y) : logits(std::move(x)), target(std::move(y)) {
+    const int64_t dim = logits.dim();
+    STD_TORCH_CHECK(logits.is_cpu() && target.is_cpu(), "expected logits and target on the CPU");
+    STD_TORCH_CHECK(dim <= kMaxDim, "expected logits of 0 to ", kMaxDim, " dimensions, but got ", dim);
+    STD_TORCH_CHECK(logits.numel() == 0 || logits.const_data_ptr(), "expected logits with memory behind them");
+    class_dim = dim > 1 ? 1 : 0;
+    classes = dim == 0 ? 1 : logits.size(class_dim);
+    class_strides.assign(dim, 0);
+    if (dim > 0) class_strides[class_dim] = 1;
+    target_strides.assign(target.strides().begin(), target.strides().end());
+    by_class = !same_sizes(logits, target);
+    if (!by_class) return;
+    std::vector<int64_t> rows(logits.sizes().begin(), logits.sizes().end());
+    if (dim > 0) rows.erase(rows.begin() + class_dim);
+    STD_TORCH_CHECK(dim > 0 && std::equal(rows.begin(), rows.end(), target.sizes().begin(), target.sizes().end()),
+                    "expected target of the logits' shape, or of that shape without the class dimension");
+    target_strides.insert(target_strides.begin() + class_dim, 0);
+  }
+
+  // The first target out of range, named.
+  [[noreturn]] void report_bad_target(int64_t ignore_index) const {
+    Tensor labels = torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
+    const auto* label = static_cast<const int64_t*>(labels.const_data_ptr());
+    const int64_t least = by_class ? -1 : 0, most = by_class ? classes : 1;
+    int64_t i = 0;
+    while (label[i] == ignore_index || (label[i] >= least && label[i] <= most)) i++;
+    const std::string range = by_class ? "in [-1, " + std::to_string(classes) + "]" : "0, 1";
+    throw std::out_of_range("expected targets " + range + " or ignore_index=" + std::to_string(ignore_index) +
+                            ", but got " + std::to_string(label[i]) + " at index " + std::to_string(i));
+  }
+
+  // How many elements do not count, where that is told by few numbers; else 0.
+  int64_t ignored_rows(int64_t ignore_index) const {
+    if (!by_class) return 0;
+    Tensor labels = torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
+    const auto* label = static_cast<const int64_t*>(labels.const_data_ptr());
+    return classes * std::count(label, label + labels.numel(), ignore_index);
+  }
+};
+
+// The loss and, with `keep_grad`, its gradient (else nothing, in a tensor of no elements), times `upstream` where one
+// is given. `numbers` are gamma, alpha (negative: off), pos_weight and the policy's parameters.
+std::tuple<Tensor, Tensor> elements(std::optional<Tensor> upstream, Tensor logits, Tensor target,
+                                    const OperandList& operands, const std::vector<double>& numbers,
+                                    int64_t ignore_index, int64_t reduction, const std::string& policy,
+                                    bool keep_grad) {
+  const Elements input(std::move(logits), std::move(target));
+  check_reduction(reduction);
+  STD_TORCH_CHECK(numbers.size() >= 3, "expected gamma, alpha and pos_weight to lead the numbers");
+  STD_TORCH_CHECK(operands.empty() || operands.size() == kNumElementOperands, "expected 0 or ", kNumElementOperands,
+                  " operands");
+  auto operand = [&](ElementOperandIndex which) {
+    return operands.empty() || !operands[which] ? nullptr : &*operands[which];
+  };
+  return with_storage(input.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
+    using S = decltype(storage);
+    using A = Accumulate<S>;
+    const int64_t none[] = {0};
+    Tensor loss = reduction == kNone && !upstream ? new_tensor_like(input.logits, kScalarType<A>)
+                                                  : new_tensor({}, kScalarType<A>);
+    Tensor grad = keep_grad ? new_tensor_like(input.logits, kScalarType<S>) : new_tensor({none, 1}, kScalarType<S>);
+
+    // per class, or per element
+    const double alpha = numbers[1], pos_weight = numbers[2];
+    const Tensor* weight = operand(kWeightOfElement);
+    const bool of_classes = weight && weight->dim() == 1 && input.logits.dim() != 1;
+    STD_TORCH_CHECK(
+        !weight || of_classes ||
+            (weight->scalar_type() == kScalarType<A> && weight->is_cpu() && same_sizes(*weight, input.logits)),
+        "expected weight of the classes or the elements, in the accumulation dtype");
+    auto per_class = [&](const Tensor* tensor, const char* name) {
+      return data_of<A>(tensor, name, kScalarType<A>, input.classes);
+    };
+    const A* class_weight = of_classes ? per_class(weight, "weight") : nullptr;
+    const A* alphas = per_class(operand(kAlphas), "alpha");
+    const A* pos_weights = per_class(operand(kPosWeights), "pos_weight");
+    const bool tables = class_weight || alphas || pos_weights;
+    const double positive = alpha < 0 ? 1 : alpha, negative = alpha < 0 ? 1 : 1 - alpha;
+    std::vector<A> factors(tables ? 3 * input.classes : 0);
+    for (int64_t c = 0; tables && c < input.classes; c++) {
+      const double w = class_weight ? class_weight[c] : 1;
+      factors[c] = static_cast<A>(w * (alphas ? alphas[c] : positive));
+      factors[input.classes + c] = static_cast<A>(w * (alphas ? 1 - static_cast<double>(alphas[c]) : negative));
+      factors[2 * input.classes + c] = static_cast<A>(pos_weights ? pos_weights[c] : pos_weight);
+    }
+
+    bool upstream_per_element = upstream && upstream->dim() > 0;
+    if (upstream && upstream->scalar_type() != kScalarType<A>) upstream = torch::stable::to(*upstream, kScalarType<A>);
+    STD_TORCH_CHECK(!upstream || !upstream_per_element || same_sizes(*upstream, input.logits),
+                    "expected grad_output to be one number or one an element");
+    const Tensor* gammas = operand(kElementGammas);
+    const bool by_class = tables || gammas || input.by_class;
+    ElementWalk::Strides strides[kNumWalked] = {};
+    strides[kLogits] = input.logits.strides().data();
+    strides[kElementTarget] = input.target_strides.data();
+    if (by_class) strides[kClass] = input.class_strides.data();
+    if (weight && !of_classes) strides[kElementWeight] = weight->strides().data();
+    if (upstream_per_element) strides[kUpstream] = upstream->strides().data();
+    if (reduction == kNone && !upstream) strides[kElementLoss] = loss.strides().data();
+    if (keep_grad) strides[kGrad] = grad.strides().data();
+    const ElementWalk walk(static_cast<int>(input.logits.dim()), input.logits.sizes().data(), strides);
+
+    SigmoidElements<S> job{walk};
+    job.logits = static_cast<const S*>(input.logits.const_data_ptr());
+    job.target = input.target.const_data_ptr();
+    job.target_type = target_type_of(input.target.scalar_type());
+    STD_TORCH_CHECK(!input.by_class || job.target_type >= TargetType::kUInt8,
+                    "expected class indices of an integer dtype");
+    job.by_class = input.by_class;
+    job.classes = input.classes;
+    job.ignore_index = ignore_index;
+    job.factors = {positive, negative, pos_weight, numbers[0]};
+    if (tables) {
+      job.factors.positives = factors.data();
+      job.factors.negatives = factors.data() + input.classes;
+      job.factors.pos_weights = factors.data() + 2 * input.classes;
+    }
+    job.factors.gammas = per_class(gammas, "gamma");
+    if (weight && !of_classes) job.weight = static_cast<const A*>(weight->const_data_ptr());
+    job.upstream = upstream ? static_cast<const A*>(upstream->const_data_ptr()) : nullptr;
+    job.upstream_per_element = upstream_per_element;
+    A* const values = static_cast<A*>(loss.mutable_data_ptr());
+    if (reduction == kNone && !upstream) job.loss = values;
+    if (keep_grad) job.grad = static_cast<S*>(grad.mutable_data_ptr());
+    constexpr int64_t streamed_bytes = 16 << 20;  // well beyond the caches
+    const int64_t count = input.logits.numel();
+    job.streams = keep_grad && count * static_cast<int64_t>(sizeof(S)) >= streamed_bytes &&
+                  reinterpret_cast<uintptr_t>(job.grad) % kVectorBytes == 0;
+
+    const Tensor* normalizer = operand(kElementNormalizer);
+    int64_t ignored = reduction == kMean && !normalizer ? input.ignored_rows(ignore_index) : 0;
+    std::vector<double> policy_numbers{numbers[0]};
+    policy_numbers.insert(policy_numbers.end(), numbers.begin() + 3, numbers.end());
+    double divisor = 1;
+    BlockSums sums;
+    for (bool again = true; again;) {
+      if (reduction == kMean) divisor = normalizer ? numbers_in(*normalizer, "normalizer", 1)[0] : count - ignored;
+      job.inverse_divisor = static_cast<A>(1 / divisor);
+      sums = with_policy_of<ElementPolicies>(policy, policy_numbers, [&](auto f) {
+        return for_blocks(count, 1, [&](int64_t begin, int64_t end, BlockSums& block) {
+          sigmoid_elements(job, f, begin, end, block);
+        });
+      });
+      if (sums.bad_row >= 0) input.report_bad_target(ignore_index);
+      // elements that turn out not to count change the divisor, and what was divided by it
+      again = reduction == kMean && !normalizer && sums.ignored != ignored && keep_grad;
+      if (reduction == kMean && !normalizer) divisor = count - sums.ignored;
+      ignored = sums.ignored;
+    }
+    if (reduction != kNone || upstream) *values = static_cast<A>(sums.loss / divisor);
+    return {loss, grad};
+  });
+}
+
+std::tuple<Tensor, Tensor> sigmoid_elements_op(Tensor logits, Tensor target, OperandList operands,
+                                               std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
+                                               std::string policy, bool keep_grad) {
+  return elements(std::nullopt, std::move(logits), std::move(target), operands, numbers, ignore_index, reduction,
+                  policy, keep_grad);
+}
+
+Tensor sigmoid_elements_backward_op(Tensor upstream, Tensor logits, Tensor target, OperandList operands,
+                                    std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
+                                    std::string policy) {
+  return std::get<1>(elements(std::move(upstream), std::move(logits), std::move(target), operands, numbers,
+                              ignore_index, reduction, policy, true));
+}
+
 }  // namespace
 
 void set_fill_new_tensors(bool fill) { fill_new_tensors = fill; }
@@ -514,4 +739,6 @@ STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) {
   m.impl("softmax_soft_rows", TORCH_BOX(&imbloss::softmax_soft_rows_op));
   m.impl("softmax_soft_rows_", TORCH_BOX(&imbloss::softmax_soft_rows_in_place_op));
   m.impl("softmax_soft_rows_backward", TORCH_BOX(&imbloss::softmax_soft_rows_backward_op));
+  m.impl("sigmoid_elements", TORCH_BOX(&imbloss::sigmoid_elements_op));
+  m.impl("sigmoid_elements_backward", TORCH_BOX(&imbloss::sigmoid_elements_backward_op));
 }
