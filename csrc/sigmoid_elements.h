@@ -347,13 +347,13 @@ IMBLOSS_INLINE Exponent<V> gamma_of(const ElementFactors<A>& factors, const Elem
   return exponent_of<V>(factors.gamma);
 }
 
-// Every target is 0 or 1.
-template <bool Varied, class A, class Policy>
+// Every target is 0 or 1. Square: gamma is known to be 2, and needs no other way to a power.
+template <bool Varied, bool Square, class A, class Policy>
 double hard_elements(const Policy& policy, const ElementFactors<A>& factors, const ElementBlock<A>& block, A scale) {
   constexpr int abreast = 4;
   Vec<A, abreast> total(0);
   Vec<A> rest(0);
-  for_registers<abreast, A>(block.n, [&](auto registers, int i, int n) {
+  for_registers<abreast, A>(block.n, [&](auto registers, int i, int n) IMBLOSS_INLINE_LAMBDA {
     constexpr int U = registers;
     using V = Vec<A, U>;
     const uint8_t* codes = block.codes + i;
@@ -367,7 +367,9 @@ double hard_elements(const Policy& policy, const ElementFactors<A>& factors, con
     V one = factor_of<Varied, V>(block.positives, factors.positive, i, n) *
             factor_of<Varied, V>(block.pos_weights, factors.pos_weight, i, n);
     V zero = factor_of<Varied, V>(block.negatives, factors.negative, i, n);
-    Point<V> point = policy.hard(sigmoid(select(positive, x, -x)), positive, gamma_of<V>(factors, block, i, n));
+    const Exponent<V> gamma = gamma_of<V>(factors, block, i, n);
+    if (Square && gamma.whole != 2) __builtin_unreachable();
+    Point<V> point = policy.hard(sigmoid(select(positive, x, -x)), positive, gamma);
     V value = only_first(n, point.value * select(positive, one, zero));
     if constexpr (U == abreast) total = total + value;
     else rest = rest + value;
@@ -388,7 +390,7 @@ double soft_elements(const Policy& policy, const ElementFactors<A>& factors, con
   constexpr int abreast = 2;
   Vec<A, abreast> total(0);
   Vec<A> rest(0);
-  for_registers<abreast, A>(block.n, [&](auto registers, int i, int n) {
+  for_registers<abreast, A>(block.n, [&](auto registers, int i, int n) IMBLOSS_INLINE_LAMBDA {
     constexpr int U = registers;
     using V = Vec<A, U>;
     V t = load_rows<U>(block.target + i, n), x = load_rows<U>(block.x + i, n);
@@ -436,8 +438,9 @@ void sigmoid_elements(const SigmoidElements<S>& job, const Policy& policy, int64
     }
 
     if (!is_hard) sums.loss += soft_elements(policy, job.factors, block, scale, sums.ignored);
-    else if (varied) sums.loss += hard_elements<true>(policy, job.factors, block, scale);
-    else sums.loss += hard_elements<false>(policy, job.factors, block, scale);
+    else if (varied) sums.loss += hard_elements<true, false>(policy, job.factors, block, scale);
+    else if (job.factors.gamma == 2) sums.loss += hard_elements<false, true>(policy, job.factors, block, scale);
+    else sums.loss += hard_elements<false, false>(policy, job.factors, block, scale);
 
     if (block.loss && !dense_loss) scatter(job.walk, kElementLoss, block.losses, at, block.n, job.loss);
     if (block.grad && !dense_grad) scatter(job.walk, kGrad, block.grads, at, block.n, job.grad);

@@ -13,6 +13,7 @@
 #endif
 
 #define IMBLOSS_INLINE inline __attribute__((always_inline))
+#define IMBLOSS_INLINE_LAMBDA __attribute__((always_inline))
 #define IMBLOSS_UNROLL _Pragma("GCC unroll 16")
 
 namespace imbloss {

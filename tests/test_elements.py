@@ -360,7 +360,8 @@ def test_layouts_of_four_dimensions(loss, layout):
             c.x = DENSE[layout](c.x)
             upstream = c.upstream()
             got = c.run(upstream=upstream)
-            assert got[1].stride() == torch.empty_like(c.x).stride()
+            if shape[0] > 1:
+                assert got[1].stride() == torch.empty_like(c.x).stride()
             assert_accurate(c, upstream, got)
             if c.t.shape == shape:
                 c.t = DENSE[layout](c.t)
