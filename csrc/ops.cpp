@@ -158,11 +158,12 @@ Tensor new_tensor(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
 }
 
 // As torch.empty_like: it keeps the strides of dense tensors, and the order of dimensions of others.
-Tensor new_tensor_like(const Tensor& x) {
-  if (x.is_contiguous()) return new_tensor(x.sizes(), x.scalar_type());
-  Tensor like = torch::stable::empty_like(x);
-  return new_tensor(like.sizes(), like.strides().data(), like.scalar_type());
+Tensor new_tensor_like(const Tensor& x, ScalarType dtype) {
+  if (x.is_contiguous()) return new_tensor(x.sizes(), dtype);
+  const Tensor like = torch::stable::empty_like(x);
+  return new_tensor(like.sizes(), like.strides().data(), dtype);
 }
+Tensor new_tensor_like(const Tensor& x) { return new_tensor_like(x, x.scalar_type()); }
 
 // (N, C, d1, ...) as (outer, classes, inner); false where the dimensions after C do not step evenly.
 bool row_strides(const Tensor& x, Strides& strides, int64_t& inner) {
@@ -538,13 +539,6 @@ TargetType target_type_of(ScalarType dtype) {
     default:
       throw std::invalid_argument("expected targets of a floating, integer or bool dtype");
   }
-}
-
-// As torch.empty_like with another dtype.
-Tensor new_tensor_like(const Tensor& x, ScalarType dtype) {
-  if (x.is_contiguous()) return new_tensor(x.sizes(), dtype);
-  Tensor like = torch::stable::empty_like(x);
-  return dtype == x.scalar_type() ? like : new_tensor(x.sizes(), like.strides().data(), dtype);
 }
 
 bool same_sizes(const Tensor& a, const Tensor& b) {

@@ -91,7 +91,7 @@ class AnyPolicy {
   Function<4> four_;
 };
 
-// ---- elements: sigmoid(x) against a target in [0, 1] (docs/math.md, section 4) ------------------------------------
+// ---- elements: sigmoid(x) against a target in [0, 1] (docs/math.md, section 5) ------------------------------------
 template <class V>
 struct Sigmoid {
   V log_p, log_q, p, q;  // p = sigmoid(x), q = 1 - p, each to full relative precision

@@ -1,4 +1,4 @@
-// Sigmoid losses of elements (docs/math.md, section 4): the walk over logits and targets of any strides. What an
+// Sigmoid losses of elements (docs/math.md, section 5): the walk over logits and targets of any strides. What an
 // element's value and slope are is the policy's business; threads and tensors are ops.cpp's.
 //
 // Blocks of elements, in the order of memory: operands that lie densely in it are read where they are, others are

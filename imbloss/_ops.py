@@ -211,7 +211,7 @@ class Traversal:
 
     forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
     backward: Callable[..., Tensor]  # (grad_output, kept, logits, target, operands, *options) -> gradient
-    in_place: Callable[..., Tensor]  # (logits, target, operands, *options) -> loss, with the gradient in the logits
+    in_place: Callable[..., Tensor] | None  # (logits, target, operands, *options) -> loss, gradient in the logits
     reference: Callable[..., Tensor]
     keeps: bool  # whether the backward needs what the forward kept
     _recomputed: Callable[..., Tensor] = field(init=False)
@@ -420,6 +420,7 @@ softmax_soft_rows = Traversal(
 sigmoid_elements = Traversal(
     forward=torch.ops.imbloss.sigmoid_elements.default,
     backward=lambda grad_output, _, *args: torch.ops.imbloss.sigmoid_elements_backward.default(grad_output, *args),
+    in_place=None,
     reference=reference.sigmoid_elements,
     keeps=False,
 )

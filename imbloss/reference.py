@@ -310,7 +310,7 @@ def sigmoid_elements(
     reduction: int,
     policy: str,
 ) -> Tensor:
-    """The loss of each element by itself (docs/math.md, section 4): the arguments of ``imbloss::sigmoid_elements``."""
+    """The loss of each element by itself (docs/math.md, section 5): the arguments of ``imbloss::sigmoid_elements``."""
     weight, pos_weights, alphas, gammas, normalizer = operands or [None] * 5
     gamma, alpha, pos_weight, *params = numbers
     x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

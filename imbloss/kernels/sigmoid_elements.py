@@ -1,4 +1,4 @@
-"""Sigmoid losses of elements (docs/math.md, section 4) in Triton: the walk over logits and targets of any strides.
+"""Sigmoid losses of elements (docs/math.md, section 5) in Triton: the walk over logits and targets of any strides.
 What a value and a slope are is the policy's business.
 
 The functions at the end are the operators of imbloss/_ops.py.
