@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import INTERPRETED
 from losses import ELEMENTS, Loss, uneven
 from test_losses import DTYPES, EPS, HALF, LAYOUTS, assert_close, assert_within, half_steps, to_double
 
@@ -366,6 +367,35 @@ def test_layouts_of_four_dimensions(loss, layout):
             if c.t.shape == shape:
                 c.t = DENSE[layout](c.t)
                 assert_accurate(c, upstream, c.run(upstream=upstream))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not INTERPRETED, reason="only in Triton's interpreter")
+@pytest.mark.parametrize("sample", ["0 or 1", "soft, mean", "indices, mean", "weight, indices"])
+def test_many_programs(monkeypatch, sample):
+    from imbloss.kernels import sigmoid_elements
+
+    monkeypatch.setattr(sigmoid_elements, "TILE", 64)
+    for loss in ELEMENTS:
+        for shape in ((1,), (13, 5), (2, 3, 4, 7)):
+            c = case(loss, sample, shape)
+            upstream = c.upstream()
+            assert_accurate(c, upstream, c.run(upstream=upstream))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not INTERPRETED, reason="only in Triton's interpreter")
+def test_a_target_that_is_none_is_nan_in_its_elements():
+    x = torch.randn(4, 3, requires_grad=True)
+    for t, bad in (
+        (torch.tensor([0, 4, -2, 3]), [1, 2]),
+        (torch.tensor([[0, 1, 1], [2, 2, 2], [-1, -1, 3], [1, 0, 0]]), [1, 2]),
+    ):
+        loss = imbloss.sigmoid_focal_loss(x, t)
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        for values in (loss, grad):
+            assert values.isnan().all(1).nonzero().flatten().tolist() == bad and values.isnan().sum() == 6
+        assert imbloss.sigmoid_focal_loss(x, t, reduction="mean").isnan()
 
 
 def test_a_single_element():
