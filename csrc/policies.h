@@ -99,7 +99,7 @@ struct Sigmoid {
 };
 template <class V>
 IMBLOSS_INLINE Sigmoid<V> sigmoid(V x) {
-  V e = exp(-abs(x)), rest = log1p_of_fraction(e), larger = 1 / (e + 1), smaller = e * larger;
+  V e = exp(-abs(x)), rest = log1p_of_fraction(e), larger = reciprocal(e + 1), smaller = e * larger;
   V log_larger = -rest, log_smaller = -(abs(x) + rest);
   auto negative = x < V(0);
   return {select(negative, log_smaller, log_larger), select(negative, log_larger, log_smaller),
