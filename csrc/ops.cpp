@@ -592,65 +592,107 @@ struct Elements {
   }
 };
 
+const Tensor* get(const OperandList& operands, ElementOperandIndex which) {
+  return operands.empty() || !operands[which] ? nullptr : &*operands[which];
+}
+
+// `numbers` are gamma, alpha (negative: off), pos_weight and the policy's parameters.
+enum ElementNumber { kGammaNumber, kAlphaNumber, kPosWeightNumber, kNumElementNumbers };
+
+// Factors of positives and negatives, tables of them in `room` where they differ by class.
+template <class A>
+ElementFactors<A> factors_of(const OperandList& operands, const std::vector<double>& numbers,
+                             const Tensor* class_weight, int64_t classes, std::vector<A>& room) {
+  auto per_class = [&](const Tensor* tensor, const char* name) {
+    return data_of<A>(tensor, name, kScalarType<A>, classes);
+  };
+  const double alpha = numbers[kAlphaNumber];
+  ElementFactors<A> factors{alpha < 0 ? 1 : alpha, alpha < 0 ? 1 : 1 - alpha, numbers[kPosWeightNumber],
+                            numbers[kGammaNumber]};
+  factors.gammas = per_class(get(operands, kElementGammas), "gamma");
+  const A* weight = per_class(class_weight, "weight");
+  const A* alphas = per_class(get(operands, kAlphas), "alpha");
+  const A* pos_weights = per_class(get(operands, kPosWeights), "pos_weight");
+  if (!weight && !alphas && !pos_weights) return factors;
+  room.resize(3 * classes);
+  A *positives = room.data(), *negatives = positives + classes, *positive_weights = negatives + classes;
+  for (int64_t c = 0; c < classes; c++) {
+    const double w = weight ? weight[c] : 1;
+    positives[c] = static_cast<A>(w * (alphas ? alphas[c] : factors.positive));
+    negatives[c] = static_cast<A>(w * (alphas ? 1 - static_cast<double>(alphas[c]) : factors.negative));
+    positive_weights[c] = static_cast<A>(pos_weights ? pos_weights[c] : factors.pos_weight);
+  }
+  factors.positives = positives;
+  factors.negatives = negatives;
+  factors.pos_weights = positive_weights;
+  return factors;
+}
+
+// Runs the traversal; the sum of the losses, or their mean.
+template <class S>
+double reduce_elements(SigmoidElements<S>& job, const Elements& input, const std::string& policy,
+                       const std::vector<double>& numbers, int64_t reduction, const Tensor* normalizer) {
+  std::vector<double> policy_numbers{numbers[kGammaNumber]};
+  policy_numbers.insert(policy_numbers.end(), numbers.begin() + kNumElementNumbers, numbers.end());
+  const int64_t count = input.logits.numel();
+  const bool counts = reduction == kMean && !normalizer;
+  int64_t ignored = counts ? input.ignored_rows(job.ignore_index) : 0;
+  while (true) {
+    double divisor = 1;
+    if (reduction == kMean) divisor = normalizer ? numbers_in(*normalizer, "normalizer", 1)[0] : count - ignored;
+    job.inverse_divisor = static_cast<typename SigmoidElements<S>::A>(1 / divisor);
+    const BlockSums sums = with_policy_of<ElementPolicies>(policy, policy_numbers, [&](auto f) {
+      return for_blocks(
+          count, 1, [&](int64_t begin, int64_t end, BlockSums& block) { sigmoid_elements(job, f, begin, end, block); });
+    });
+    if (sums.bad_row >= 0) input.report_bad_target(job.ignore_index);
+    if (!counts || sums.ignored == ignored) return sums.loss / divisor;
+    ignored = sums.ignored;  // which changes the divisor, and what was divided by it
+    if (!job.grad) return sums.loss / static_cast<double>(count - ignored);
+  }
+}
+
 // The loss and, with `keep_grad`, its gradient (else nothing, in a tensor of no elements), times `upstream` where one
-// is given. `numbers` are gamma, alpha (negative: off), pos_weight and the policy's parameters.
+// is given.
 std::tuple<Tensor, Tensor> elements(std::optional<Tensor> upstream, Tensor logits, Tensor target,
                                     const OperandList& operands, const std::vector<double>& numbers,
                                     int64_t ignore_index, int64_t reduction, const std::string& policy,
                                     bool keep_grad) {
   const Elements input(std::move(logits), std::move(target));
   check_reduction(reduction);
-  STD_TORCH_CHECK(numbers.size() >= 3, "expected gamma, alpha and pos_weight to lead the numbers");
+  STD_TORCH_CHECK(numbers.size() >= kNumElementNumbers, "expected gamma, alpha and pos_weight to lead the numbers");
   STD_TORCH_CHECK(operands.empty() || operands.size() == kNumElementOperands, "expected 0 or ", kNumElementOperands,
                   " operands");
-  auto operand = [&](ElementOperandIndex which) {
-    return operands.empty() || !operands[which] ? nullptr : &*operands[which];
-  };
   return with_storage(input.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
     using S = decltype(storage);
     using A = Accumulate<S>;
+    const bool per_element = reduction == kNone && !upstream;  // the loss that is wanted
     const int64_t none[] = {0};
-    Tensor loss = reduction == kNone && !upstream ? new_tensor_like(input.logits, kScalarType<A>)
-                                                  : new_tensor({}, kScalarType<A>);
+    Tensor loss = per_element ? new_tensor_like(input.logits, kScalarType<A>) : new_tensor({}, kScalarType<A>);
     Tensor grad = keep_grad ? new_tensor_like(input.logits, kScalarType<S>) : new_tensor({none, 1}, kScalarType<S>);
 
-    // per class, or per element
-    const double alpha = numbers[1], pos_weight = numbers[2];
-    const Tensor* weight = operand(kWeightOfElement);
+    const Tensor* weight = get(operands, kWeightOfElement);
     const bool of_classes = weight && weight->dim() == 1 && input.logits.dim() != 1;
     STD_TORCH_CHECK(
         !weight || of_classes ||
             (weight->scalar_type() == kScalarType<A> && weight->is_cpu() && same_sizes(*weight, input.logits)),
         "expected weight of the classes or the elements, in the accumulation dtype");
-    auto per_class = [&](const Tensor* tensor, const char* name) {
-      return data_of<A>(tensor, name, kScalarType<A>, input.classes);
-    };
-    const A* class_weight = of_classes ? per_class(weight, "weight") : nullptr;
-    const A* alphas = per_class(operand(kAlphas), "alpha");
-    const A* pos_weights = per_class(operand(kPosWeights), "pos_weight");
-    const bool tables = class_weight || alphas || pos_weights;
-    const double positive = alpha < 0 ? 1 : alpha, negative = alpha < 0 ? 1 : 1 - alpha;
-    std::vector<A> factors(tables ? 3 * input.classes : 0);
-    for (int64_t c = 0; tables && c < input.classes; c++) {
-      const double w = class_weight ? class_weight[c] : 1;
-      factors[c] = static_cast<A>(w * (alphas ? alphas[c] : positive));
-      factors[input.classes + c] = static_cast<A>(w * (alphas ? 1 - static_cast<double>(alphas[c]) : negative));
-      factors[2 * input.classes + c] = static_cast<A>(pos_weights ? pos_weights[c] : pos_weight);
-    }
+    std::vector<A> tables;
+    const ElementFactors<A> factors =
+        factors_of<A>(operands, numbers, of_classes ? weight : nullptr, input.classes, tables);
 
-    bool upstream_per_element = upstream && upstream->dim() > 0;
     if (upstream && upstream->scalar_type() != kScalarType<A>) upstream = torch::stable::to(*upstream, kScalarType<A>);
-    STD_TORCH_CHECK(!upstream || !upstream_per_element || same_sizes(*upstream, input.logits),
+    const bool upstream_per_element = upstream && upstream->dim() > 0;
+    STD_TORCH_CHECK(!upstream_per_element || same_sizes(*upstream, input.logits),
                     "expected grad_output to be one number or one an element");
-    const Tensor* gammas = operand(kElementGammas);
-    const bool by_class = tables || gammas || input.by_class;
+
     ElementWalk::Strides strides[kNumWalked] = {};
     strides[kLogits] = input.logits.strides().data();
     strides[kElementTarget] = input.target_strides.data();
-    if (by_class) strides[kClass] = input.class_strides.data();
+    if (input.by_class || factors.positives || factors.gammas) strides[kClass] = input.class_strides.data();
     if (weight && !of_classes) strides[kElementWeight] = weight->strides().data();
     if (upstream_per_element) strides[kUpstream] = upstream->strides().data();
-    if (reduction == kNone && !upstream) strides[kElementLoss] = loss.strides().data();
+    if (per_element) strides[kElementLoss] = loss.strides().data();
     if (keep_grad) strides[kGrad] = grad.strides().data();
     const ElementWalk walk(static_cast<int>(input.logits.dim()), input.logits.sizes().data(), strides);
 
@@ -663,45 +705,19 @@ std::tuple<Tensor, Tensor> elements(std::optional<Tensor> upstream, Tensor logit
     job.by_class = input.by_class;
     job.classes = input.classes;
     job.ignore_index = ignore_index;
-    job.factors = {positive, negative, pos_weight, numbers[0]};
-    if (tables) {
-      job.factors.positives = factors.data();
-      job.factors.negatives = factors.data() + input.classes;
-      job.factors.pos_weights = factors.data() + 2 * input.classes;
-    }
-    job.factors.gammas = per_class(gammas, "gamma");
+    job.factors = factors;
     if (weight && !of_classes) job.weight = static_cast<const A*>(weight->const_data_ptr());
-    job.upstream = upstream ? static_cast<const A*>(upstream->const_data_ptr()) : nullptr;
+    if (upstream) job.upstream = static_cast<const A*>(upstream->const_data_ptr());
     job.upstream_per_element = upstream_per_element;
     A* const values = static_cast<A*>(loss.mutable_data_ptr());
-    if (reduction == kNone && !upstream) job.loss = values;
+    if (per_element) job.loss = values;
     if (keep_grad) job.grad = static_cast<S*>(grad.mutable_data_ptr());
     constexpr int64_t streamed_bytes = 16 << 20;  // well beyond the caches
-    const int64_t count = input.logits.numel();
-    job.streams = keep_grad && count * static_cast<int64_t>(sizeof(S)) >= streamed_bytes &&
+    job.streams = keep_grad && input.logits.numel() * static_cast<int64_t>(sizeof(S)) >= streamed_bytes &&
                   reinterpret_cast<uintptr_t>(job.grad) % kVectorBytes == 0;
 
-    const Tensor* normalizer = operand(kElementNormalizer);
-    int64_t ignored = reduction == kMean && !normalizer ? input.ignored_rows(ignore_index) : 0;
-    std::vector<double> policy_numbers{numbers[0]};
-    policy_numbers.insert(policy_numbers.end(), numbers.begin() + 3, numbers.end());
-    double divisor = 1;
-    BlockSums sums;
-    for (bool again = true; again;) {
-      if (reduction == kMean) divisor = normalizer ? numbers_in(*normalizer, "normalizer", 1)[0] : count - ignored;
-      job.inverse_divisor = static_cast<A>(1 / divisor);
-      sums = with_policy_of<ElementPolicies>(policy, policy_numbers, [&](auto f) {
-        return for_blocks(count, 1, [&](int64_t begin, int64_t end, BlockSums& block) {
-          sigmoid_elements(job, f, begin, end, block);
-        });
-      });
-      if (sums.bad_row >= 0) input.report_bad_target(ignore_index);
-      // elements that turn out not to count change the divisor, and what was divided by it
-      again = reduction == kMean && !normalizer && sums.ignored != ignored && keep_grad;
-      if (reduction == kMean && !normalizer) divisor = count - sums.ignored;
-      ignored = sums.ignored;
-    }
-    if (reduction != kNone || upstream) *values = static_cast<A>(sums.loss / divisor);
+    const double reduced = reduce_elements(job, input, policy, numbers, reduction, get(operands, kElementNormalizer));
+    if (!per_element) *values = static_cast<A>(reduced);
     return {loss, grad};
   });
 }
