@@ -34,6 +34,7 @@ HEADERS = [
     "softmax_packed_rows.h",
     "softmax_soft_rows.h",
     "class_columns.h",
+    "sigmoid_elements.h",
 ]
 
 

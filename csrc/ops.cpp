@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "class_columns.h"
+#include "sigmoid_elements.h"
 #include "softmax_packed_rows.h"
 #include "softmax_rows.h"
 #include "softmax_soft_rows.h"
@@ -160,11 +161,12 @@ Tensor new_tensor(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
 }
 
 // As torch.empty_like: it keeps the strides of dense tensors, and the order of dimensions of others.
-Tensor new_tensor_like(const Tensor& x) {
-  if (x.is_contiguous()) return new_tensor(x.sizes(), x.scalar_type());
-  Tensor like = torch::stable::empty_like(x);
-  return new_tensor(like.sizes(), like.strides().data(), like.scalar_type());
+Tensor new_tensor_like(const Tensor& x, ScalarType dtype) {
+  if (x.is_contiguous()) return new_tensor(x.sizes(), dtype);
+  const Tensor like = torch::stable::empty_like(x);
+  return new_tensor(like.sizes(), like.strides().data(), dtype);
 }
+Tensor new_tensor_like(const Tensor& x) { return new_tensor_like(x, x.scalar_type()); }
 
 // (N, C, d1, ...) as (outer, classes, inner); false where the dimensions after C do not step evenly.
 bool row_strides(const Tensor& x, Strides& strides, int64_t& inner) {
@@ -203,6 +205,7 @@ BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
   });
   for (const BlockSums& block : blocks) {
     all.loss += block.loss;
+    all.ignored += block.ignored;
     if (all.bad_row < 0) all.bad_row = block.bad_row;
   }
   return all;
@@ -817,6 +820,238 @@ Tensor class_columns_backward_op(Tensor upstream, Tensor logits, Tensor target, 
   });
 }
 
+// ---- sigmoid elements ----------------------------------------------------------------------------------------------
+enum ElementOperandIndex {
+  kWeightOfElement,
+  kPosWeights,
+  kAlphas,
+  kElementGammas,
+  kElementNormalizer,
+  kNumElementOperands
+};
+
+TargetType target_type_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return TargetType::kFloat;
+    case ScalarType::Double:
+      return TargetType::kDouble;
+    case ScalarType::Half:
+      return TargetType::kHalf;
+    case ScalarType::BFloat16:
+      return TargetType::kBFloat16;
+    case ScalarType::Bool:
+      return TargetType::kBool;
+    case ScalarType::Byte:
+      return TargetType::kUInt8;
+    case ScalarType::Char:
+      return TargetType::kInt8;
+    case ScalarType::Short:
+      return TargetType::kInt16;
+    case ScalarType::Int:
+      return TargetType::kInt32;
+    case ScalarType::Long:
+      return TargetType::kInt64;
+    default:
+      throw std::invalid_argument("expected targets of a floating, integer or bool dtype");
+  }
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  return std::equal(a.sizes().begin(), a.sizes().end(), b.sizes().begin(), b.sizes().end());
+}
+
+// Logits and targets, checked: a target for each element, or with the class dimension missing.
+struct Elements {
+  Tensor logits, target;
+  int64_t class_dim, classes;
+  bool by_class;
+  std::vector<int64_t> class_strides, target_strides;
+
+  Elements(Tensor x, Tensor y) : logits(std::move(x)), target(std::move(y)) {
+    const int64_t dim = logits.dim();
+    STD_TORCH_CHECK(logits.is_cpu() && target.is_cpu(), "expected logits and target on the CPU");
+    STD_TORCH_CHECK(dim <= kMaxDim, "expected logits of 0 to ", kMaxDim, " dimensions, but got ", dim);
+    STD_TORCH_CHECK(logits.numel() == 0 || logits.const_data_ptr(), "expected logits with memory behind them");
+    class_dim = dim > 1 ? 1 : 0;
+    classes = dim == 0 ? 1 : logits.size(class_dim);
+    class_strides.assign(dim, 0);
+    if (dim > 0) class_strides[class_dim] = 1;
+    target_strides.assign(target.strides().begin(), target.strides().end());
+    by_class = !same_sizes(logits, target);
+    if (!by_class) return;
+    std::vector<int64_t> rows(logits.sizes().begin(), logits.sizes().end());
+    if (dim > 0) rows.erase(rows.begin() + class_dim);
+    STD_TORCH_CHECK(dim > 0 && std::equal(rows.begin(), rows.end(), target.sizes().begin(), target.sizes().end()),
+                    "expected target of the logits' shape, or of that shape without the class dimension");
+    target_strides.insert(target_strides.begin() + class_dim, 0);
+  }
+
+  // The first target out of range, named.
+  [[noreturn]] void report_bad_target(int64_t ignore_index) const {
+    Tensor labels = torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
+    const auto* label = static_cast<const int64_t*>(labels.const_data_ptr());
+    const int64_t least = by_class ? -1 : 0, most = by_class ? classes : 1;
+    int64_t i = 0;
+    while (label[i] == ignore_index || (label[i] >= least && label[i] <= most)) i++;
+    const std::string range = by_class ? "in [-1, " + std::to_string(classes) + "]" : "0, 1";
+    throw std::out_of_range("expected targets " + range + " or ignore_index=" + std::to_string(ignore_index) +
+                            ", but got " + std::to_string(label[i]) + " at index " + std::to_string(i));
+  }
+
+  // How many elements do not count, where that is told by few numbers; else 0.
+  int64_t ignored_rows(int64_t ignore_index) const {
+    if (!by_class) return 0;
+    Tensor labels = torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
+    const auto* label = static_cast<const int64_t*>(labels.const_data_ptr());
+    return classes * std::count(label, label + labels.numel(), ignore_index);
+  }
+};
+
+const Tensor* get(const OperandList& operands, ElementOperandIndex which) {
+  return operands.empty() || !operands[which] ? nullptr : &*operands[which];
+}
+
+// `numbers` are gamma, alpha (negative: off), pos_weight and the policy's parameters.
+enum ElementNumber { kGammaNumber, kAlphaNumber, kPosWeightNumber, kNumElementNumbers };
+
+// Factors of positives and negatives, tables of them in `room` where they differ by class.
+template <class A>
+ElementFactors<A> factors_of(const OperandList& operands, const std::vector<double>& numbers,
+                             const Tensor* class_weight, int64_t classes, std::vector<A>& room) {
+  auto per_class = [&](const Tensor* tensor, const char* name) {
+    return data_of<A>(tensor, name, kScalarType<A>, classes);
+  };
+  const double alpha = numbers[kAlphaNumber];
+  ElementFactors<A> factors{alpha < 0 ? 1 : alpha, alpha < 0 ? 1 : 1 - alpha, numbers[kPosWeightNumber],
+                            numbers[kGammaNumber]};
+  factors.gammas = per_class(get(operands, kElementGammas), "gamma");
+  const A* weight = per_class(class_weight, "weight");
+  const A* alphas = per_class(get(operands, kAlphas), "alpha");
+  const A* pos_weights = per_class(get(operands, kPosWeights), "pos_weight");
+  if (!weight && !alphas && !pos_weights) return factors;
+  room.resize(3 * classes);
+  A *positives = room.data(), *negatives = positives + classes, *positive_weights = negatives + classes;
+  for (int64_t c = 0; c < classes; c++) {
+    const double w = weight ? weight[c] : 1;
+    positives[c] = static_cast<A>(w * (alphas ? alphas[c] : factors.positive));
+    negatives[c] = static_cast<A>(w * (alphas ? 1 - static_cast<double>(alphas[c]) : factors.negative));
+    positive_weights[c] = static_cast<A>(pos_weights ? pos_weights[c] : factors.pos_weight);
+  }
+  factors.positives = positives;
+  factors.negatives = negatives;
+  factors.pos_weights = positive_weights;
+  return factors;
+}
+
+// Runs the traversal; the sum of the losses, or their mean.
+template <class S>
+double reduce_elements(SigmoidElements<S>& job, const Elements& input, const std::string& policy,
+                       const std::vector<double>& numbers, int64_t reduction, const Tensor* normalizer) {
+  std::vector<double> policy_numbers{numbers[kGammaNumber]};
+  policy_numbers.insert(policy_numbers.end(), numbers.begin() + kNumElementNumbers, numbers.end());
+  const int64_t count = input.logits.numel();
+  const bool counts = reduction == kMean && !normalizer;
+  int64_t ignored = counts ? input.ignored_rows(job.ignore_index) : 0;
+  while (true) {
+    double divisor = 1;
+    if (reduction == kMean) divisor = normalizer ? numbers_in(*normalizer, "normalizer", 1)[0] : count - ignored;
+    job.inverse_divisor = static_cast<typename SigmoidElements<S>::A>(1 / divisor);
+    const BlockSums sums = with_policy_of<ElementPolicies>(policy, policy_numbers, [&](auto f) {
+      return for_blocks(
+          count, 1, [&](int64_t begin, int64_t end, BlockSums& block) { sigmoid_elements(job, f, begin, end, block); });
+    });
+    if (sums.bad_row >= 0) input.report_bad_target(job.ignore_index);
+    if (!counts || sums.ignored == ignored) return sums.loss / divisor;
+    ignored = sums.ignored;  // which changes the divisor, and what was divided by it
+    if (!job.grad) return sums.loss / static_cast<double>(count - ignored);
+  }
+}
+
+// The loss and, with `keep_grad`, its gradient (else nothing, in a tensor of no elements), times `upstream` where one
+// is given.
+std::tuple<Tensor, Tensor> elements(std::optional<Tensor> upstream, Tensor logits, Tensor target,
+                                    const OperandList& operands, const std::vector<double>& numbers,
+                                    int64_t ignore_index, int64_t reduction, const std::string& policy,
+                                    bool keep_grad) {
+  const Elements input(std::move(logits), std::move(target));
+  check_reduction(reduction);
+  STD_TORCH_CHECK(numbers.size() >= kNumElementNumbers, "expected gamma, alpha and pos_weight to lead the numbers");
+  STD_TORCH_CHECK(operands.empty() || operands.size() == kNumElementOperands, "expected 0 or ", kNumElementOperands,
+                  " operands");
+  return with_storage(input.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
+    using S = decltype(storage);
+    using A = Accumulate<S>;
+    const bool per_element = reduction == kNone && !upstream;  // the loss that is wanted
+    const int64_t none[] = {0};
+    Tensor loss = per_element ? new_tensor_like(input.logits, kScalarType<A>) : new_tensor({}, kScalarType<A>);
+    Tensor grad = keep_grad ? new_tensor_like(input.logits, kScalarType<S>) : new_tensor({none, 1}, kScalarType<S>);
+
+    const Tensor* weight = get(operands, kWeightOfElement);
+    const bool of_classes = weight && weight->dim() == 1 && input.logits.dim() != 1;
+    STD_TORCH_CHECK(
+        !weight || of_classes ||
+            (weight->scalar_type() == kScalarType<A> && weight->is_cpu() && same_sizes(*weight, input.logits)),
+        "expected weight of the classes or the elements, in the accumulation dtype");
+    std::vector<A> tables;
+    const ElementFactors<A> factors =
+        factors_of<A>(operands, numbers, of_classes ? weight : nullptr, input.classes, tables);
+
+    if (upstream && upstream->scalar_type() != kScalarType<A>) upstream = torch::stable::to(*upstream, kScalarType<A>);
+    const bool upstream_per_element = upstream && upstream->dim() > 0;
+    STD_TORCH_CHECK(!upstream_per_element || same_sizes(*upstream, input.logits),
+                    "expected grad_output to be one number or one an element");
+
+    ElementWalk::Strides strides[kNumWalked] = {};
+    strides[kLogits] = input.logits.strides().data();
+    strides[kElementTarget] = input.target_strides.data();
+    if (input.by_class || factors.positives || factors.gammas) strides[kClass] = input.class_strides.data();
+    if (weight && !of_classes) strides[kElementWeight] = weight->strides().data();
+    if (upstream_per_element) strides[kUpstream] = upstream->strides().data();
+    if (per_element) strides[kElementLoss] = loss.strides().data();
+    if (keep_grad) strides[kGrad] = grad.strides().data();
+    const ElementWalk walk(static_cast<int>(input.logits.dim()), input.logits.sizes().data(), strides);
+
+    SigmoidElements<S> job{walk};
+    job.logits = static_cast<const S*>(input.logits.const_data_ptr());
+    job.target = input.target.const_data_ptr();
+    job.target_type = target_type_of(input.target.scalar_type());
+    STD_TORCH_CHECK(!input.by_class || job.target_type >= TargetType::kUInt8,
+                    "expected class indices of an integer dtype");
+    job.by_class = input.by_class;
+    job.classes = input.classes;
+    job.ignore_index = ignore_index;
+    job.factors = factors;
+    if (weight && !of_classes) job.weight = static_cast<const A*>(weight->const_data_ptr());
+    if (upstream) job.upstream = static_cast<const A*>(upstream->const_data_ptr());
+    job.upstream_per_element = upstream_per_element;
+    A* const values = static_cast<A*>(loss.mutable_data_ptr());
+    if (per_element) job.loss = values;
+    if (keep_grad) job.grad = static_cast<S*>(grad.mutable_data_ptr());
+    constexpr int64_t streamed_bytes = 16 << 20;  // well beyond the caches
+    job.streams = keep_grad && input.logits.numel() * static_cast<int64_t>(sizeof(S)) >= streamed_bytes &&
+                  reinterpret_cast<uintptr_t>(job.grad) % kVectorBytes == 0;
+
+    const double reduced = reduce_elements(job, input, policy, numbers, reduction, get(operands, kElementNormalizer));
+    if (!per_element) *values = static_cast<A>(reduced);
+    return {loss, grad};
+  });
+}
+
+std::tuple<Tensor, Tensor> sigmoid_elements_op(Tensor logits, Tensor target, OperandList operands,
+                                               std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
+                                               std::string policy, bool keep_grad) {
+  return elements(std::nullopt, std::move(logits), std::move(target), operands, numbers, ignore_index, reduction,
+                  policy, keep_grad);
+}
+
+Tensor sigmoid_elements_backward_op(Tensor upstream, Tensor logits, Tensor target, OperandList operands,
+                                    std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
+                                    std::string policy) {
+  return std::get<1>(elements(std::move(upstream), std::move(logits), std::move(target), operands, numbers,
+                              ignore_index, reduction, policy, true));
+}
+
 }  // namespace
 
 void set_fill_new_tensors(bool fill) { fill_new_tensors = fill; }
@@ -833,4 +1068,6 @@ STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) {
   m.impl("class_columns", TORCH_BOX(&imbloss::class_columns_op));
   m.impl("class_columns_statistics", TORCH_BOX(&imbloss::class_columns_statistics_op));
   m.impl("class_columns_backward", TORCH_BOX(&imbloss::class_columns_backward_op));
+  m.impl("sigmoid_elements", TORCH_BOX(&imbloss::sigmoid_elements_op));
+  m.impl("sigmoid_elements_backward", TORCH_BOX(&imbloss::sigmoid_elements_backward_op));
 }

@@ -91,9 +91,131 @@ class AnyPolicy {
   Function<4> four_;
 };
 
+// ---- elements: sigmoid(x) against a target in [0, 1] (docs/math.md, section 5) ------------------------------------
+template <class V>
+struct Sigmoid {
+  V log_p, log_q, p, q;  // p = sigmoid(x), q = 1 - p, each to full relative precision
+  IMBLOSS_INLINE Sigmoid mirrored() const { return {log_q, log_p, q, p}; }  // of -x
+};
+template <class V>
+IMBLOSS_INLINE Sigmoid<V> sigmoid(V x) {
+  V e = exp(-abs(x)), rest = log1p_of_fraction(e), larger = reciprocal(e + 1), smaller = e * larger;
+  V log_larger = -rest, log_smaller = -(abs(x) + rest);
+  auto negative = x < V(0);
+  return {select(negative, log_smaller, log_larger), select(negative, log_larger, log_smaller),
+          select(negative, smaller, larger), select(negative, larger, smaller)};
+}
+
+// share * value: 0 without a share, even of an infinite value.
+template <class V>
+IMBLOSS_INLINE V times(V share, V value) {
+  return select(share == V(0), V(0), share * value);
+}
+// q^gamma from log q, which costs less than pow; 0^0 is 1.
+template <class V>
+IMBLOSS_INLINE V focal_factor(V q, V log_q, Exponent<V> gamma) {
+  if (gamma.whole >= 0) return whole_power(q, gamma.whole);
+  return exp((gamma.high + gamma.low) * max(V(-1e30f), log_q));
+}
+// Binary cross entropy of a target t, and its slope.
+template <class V>
+IMBLOSS_INLINE Point<V> binary_cross_entropy(const Sigmoid<V>& s, V t, V pos_weight) {
+  return {times(pos_weight * t, -s.log_p) + times(1 - t, -s.log_q), (1 - t) * s.p - pos_weight * t * s.q};
+}
+
+// A policy has two ways to value and slope of an element:
+//   hard: the target is 0 or 1. `s` is that of u, which is x for target 1 and -x for 0; so is the slope, d value / d u.
+//   soft: the target is t, in [0, 1]. `s` is that of x, the slope d value / d x.
+// The factor of the target that is alpha_t and of `hard` the weight of positives are not their business.
+
+// q_t^gamma BCE, q_t = p (1 - t) + q t: Lin et al. 2017, eq. 5, with torchvision's meaning of soft targets.
+struct SigmoidFocal {
+  static constexpr const char* name = "sigmoid_focal";
+  static constexpr size_t num_params = 0;
+  explicit SigmoidFocal(const double*) {}
+
+  template <class V, class M>
+  IMBLOSS_INLINE Point<V> hard(const Sigmoid<V>& s, M, Exponent<V> gamma) const {
+    V factor = focal_factor(s.q, s.log_q, gamma);
+    V p_log_p = s.p * max(V(-1e30f), s.log_p);  // -> 0 at p = 0
+    return {-(factor * s.log_p), factor * ((gamma.high + gamma.low) * p_log_p - s.q)};
+  }
+
+  template <class V>
+  IMBLOSS_INLINE Point<V> soft(const Sigmoid<V>& s, V t, V pos_weight, Exponent<V> gamma) const {
+    V q_t = max(V(0), (1 - t) * s.p + t * s.q), factor = pow(q_t, gamma);
+    Point<V> bce = binary_cross_entropy(s, t, pos_weight);
+    V moved = times(s.p * s.q / q_t, bce.value) * (1 - 2 * t);  // d q_t / d x BCE / q_t
+    moved = select(s.p * s.q == V(0), V(0), moved);
+    return {factor * bce.value, factor * ((gamma.high + gamma.low) * moved + bce.slope)};
+  }
+};
+
+// -t q^gamma log p - (1 - t) p_m^gamma_neg log(1 - p_m), p_m = max(p - clip, 0): Ridnik et al. 2021, eq. 4 to 7.
+struct Asymmetric {
+  static constexpr const char* name = "asymmetric";
+  static constexpr size_t num_params = 3;
+  double gamma_neg, clip;
+  bool detach;
+  explicit Asymmetric(const double* params) : gamma_neg(params[0]), clip(params[1]), detach(params[2] != 0) {}
+
+  // Here q_m, what the clip leaves of q, and 1 - q_m = p + clip belong to the negatives alone.
+  template <class V, class M>
+  IMBLOSS_INLINE Point<V> hard(const Sigmoid<V>& s, M positive, Exponent<V> gamma) const {
+    const Exponent<V> negative = exponent_of<V>(gamma_neg);
+    const bool clipped = clip != 0, whole = gamma.whole >= 0 && negative.whole >= 0;
+    V exponent = select(positive, gamma.high + gamma.low, negative.high + negative.low);
+    V q_m = clipped ? select(positive, s.q, max(V(0), s.q - clip)) : s.q;
+    V factor = whole     ? select(positive, whole_power(q_m, gamma.whole), whole_power(q_m, negative.whole))
+               : clipped ? pow(q_m, exponent_of_lanes(exponent))
+                         : focal_factor(s.q, s.log_q, exponent_of_lanes(exponent));
+    V loss = -s.log_p, slope = s.q;           // without the factor: -log p, and minus its slope
+    V moved = s.p * max(V(-1e30f), s.log_p);  // minus d log q_m / d u times the loss
+    if (clipped) {
+      V rest = s.p + clip;
+      V clipped_loss = log1p(q_m / rest), p_q = s.p * s.q;
+      auto cut = q_m == V(0);
+      loss = select(positive, loss, clipped_loss);
+      slope = select(positive, slope, select(cut, V(0), p_q / rest));
+      moved = select(positive, moved, select(cut, V(0), -p_q * clipped_loss / q_m));
+    }
+    return {factor * loss, detach ? -(factor * slope) : factor * (exponent * moved - slope)};
+  }
+
+  template <class V>
+  IMBLOSS_INLINE Point<V> soft(const Sigmoid<V>& s, V t, V pos_weight, Exponent<V> gamma) const {
+    Point<V> one = hard(s, V(0) < V(1), gamma), zero = hard(s.mirrored(), V(1) < V(0), gamma);
+    V share = pos_weight * t;
+    return {times(share, one.value) + times(1 - t, zero.value), share * one.slope - (1 - t) * zero.slope};
+  }
+};
+
+// |t - p|^beta BCE, beta in the place of gamma: Li et al. 2020, eq. 3.
+struct QualityFocal {
+  static constexpr const char* name = "quality_focal";
+  static constexpr size_t num_params = 0;
+  explicit QualityFocal(const double*) {}
+
+  template <class V, class M>
+  IMBLOSS_INLINE Point<V> hard(const Sigmoid<V>& s, M positive, Exponent<V> beta) const {
+    return SigmoidFocal(nullptr).hard(s, positive, beta);
+  }
+
+  template <class V>
+  IMBLOSS_INLINE Point<V> soft(const Sigmoid<V>& s, V t, V pos_weight, Exponent<V> beta) const {
+    V excess = (1 - t) * s.p - t * s.q, distance = abs(excess), factor = pow(distance, beta);  // p - t
+    Point<V> bce = binary_cross_entropy(s, t, pos_weight);
+    V moved = times(s.p * s.q / excess, bce.value);  // d log|p - t| / d x BCE
+    moved = select(distance == V(0), V(0), moved);
+    return {factor * bce.value, factor * ((beta.high + beta.low) * moved + bce.slope)};
+  }
+};
+
+using ElementPolicies = std::tuple<SigmoidFocal, Asymmetric, QualityFocal>;
+
 // Calls f with the policy of that name, whose parameters follow gamma in `numbers`.
-template <size_t I = 0, class F>
-auto with_policy(const std::string& name, const std::vector<double>& numbers, F f) {
+template <class Policies, size_t I = 0, class F>
+auto with_policy_of(const std::string& name, const std::vector<double>& numbers, F f) {
   using Policy = std::tuple_element_t<I, Policies>;
   if (name == Policy::name) {
     if (numbers.size() != 1 + Policy::num_params) {
@@ -103,8 +225,12 @@ auto with_policy(const std::string& name, const std::vector<double>& numbers, F 
     }
     return f(Policy(numbers.data() + 1));
   }
-  if constexpr (I + 1 < std::tuple_size_v<Policies>) return with_policy<I + 1>(name, numbers, f);
+  if constexpr (I + 1 < std::tuple_size_v<Policies>) return with_policy_of<Policies, I + 1>(name, numbers, f);
   else throw std::invalid_argument("expected policy to be one that the compiled core knows, but got '" + name + "'");
+}
+template <class F>
+auto with_policy(const std::string& name, const std::vector<double>& numbers, F f) {
+  return with_policy_of<Policies>(name, numbers, f);
 }
 
 }  // namespace imbloss

@@ -55,6 +55,7 @@ enum RowStats { kTop, kOther, kTarget, kNumRowStats };
 struct BlockSums {
   double loss = 0;
   int64_t bad_row = -1;  // the first row with a target out of range
+  int64_t ignored = 0;   // elements that do not count, where they are counted on the way
 };
 
 template <class S>

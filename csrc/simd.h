@@ -17,7 +17,7 @@
 #else
 #define IMBLOSS_INLINE inline __attribute__((always_inline))
 #endif
-#define IMBLOSS_LAMBDA_INLINE __attribute__((always_inline))
+#define IMBLOSS_INLINE_LAMBDA __attribute__((always_inline))
 #define IMBLOSS_UNROLL _Pragma("GCC unroll 16")
 
 namespace imbloss {
@@ -288,6 +288,12 @@ IMBLOSS_INLINE Mask<T, U> operator&(Mask<T, U> a, Mask<T, U> b) {
   return a;
 }
 template <class T, int U>
+IMBLOSS_INLINE Mask<T, U> operator|(Mask<T, U> a, Mask<T, U> b) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = a.r[i] | b.r[i];
+  return a;
+}
+template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> select(Mask<T, U> m, Vec<T, U> a, Vec<T, U> b) {
   IMBLOSS_UNROLL
   for (int i = 0; i < U; i++) a.r[i] = select_register(m.r[i], a.r[i], b.r[i]);
@@ -534,36 +540,6 @@ IMBLOSS_INLINE void store(S* p, Vec<Accumulate<S>, U> v) {
   }
 }
 
-// The same past the caches, for whole registers at their own alignment; fence() before others may read.
-template <class T, int U>
-IMBLOSS_INLINE void stream(T* p, Vec<T, U> v) {
-#if defined(__AVX512F__) || defined(__AVX2__)
-  IMBLOSS_UNROLL
-  for (int i = 0; i < U; i++) {
-#if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p + i * kLanes<T>), (__m512i)v.r[i]);
-#else
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + i * kLanes<T>), (__m256i)v.r[i]);
-#endif
-  }
-#else
-  store(p, v);
-#endif
-}
-IMBLOSS_INLINE void fence() {
-#if defined(__AVX512F__) || defined(__AVX2__)
-  _mm_sfence();
-#endif
-}
-
-template <class S, int U>
-IMBLOSS_INLINE void store(S* p, Vec<Accumulate<S>, U> v, bool streams) {
-  if constexpr (std::is_same_v<S, Accumulate<S>>) {
-    if (streams) return stream(p, v);
-  }
-  store(p, v);
-}
-
 template <class T>
 IMBLOSS_INLINE Part<T> first_lanes(int n) {
 #if defined(__AVX512F__)
@@ -623,6 +599,87 @@ template <class T>
 IMBLOSS_INLINE Vec<T> select(Part<T> part, Vec<T> a, Vec<T> b) {
   a.r[0] = select_register(part.r, a.r[0], b.r[0]);
   return a;
+}
+
+// Stores past the caches, for results larger than they are; p is aligned to a vector. stream_fence() ends a run of
+// them.
+template <class T, int U>
+IMBLOSS_INLINE void stream(T* p, Vec<T, U> v) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) {
+#if defined(__clang__)
+    __builtin_nontemporal_store(v.r[i], reinterpret_cast<Register<T>*>(p + i * kLanes<T>));
+#elif defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p + i * kLanes<T>), (__m512i)v.r[i]);
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + i * kLanes<T>), (__m256i)v.r[i]);
+#else
+    std::memcpy(p + i * kLanes<T>, &v.r[i], kVectorBytes);
+#endif
+  }
+}
+IMBLOSS_INLINE void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+template <class S, int U>
+IMBLOSS_INLINE void store(S* p, Vec<Accumulate<S>, U> v, bool streams) {
+  if constexpr (std::is_same_v<S, Accumulate<S>>) {
+    if (streams) return stream(p, v);
+  }
+  store(p, v);
+}
+
+// ---- masks as bytes, one a lane: 0, or anything else where set ----
+template <class T>
+struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(kLanes<T>)));
+};
+template <class T, int U = 1>
+IMBLOSS_INLINE Mask<T, U> load_mask(const uint8_t* p) {
+  Mask<T, U> m;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i));
+      m.r[i] = _mm_test_epi8_mask(bytes, bytes);
+    } else {
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i));
+      m.r[i] = static_cast<__mmask8>(_mm_test_epi8_mask(bytes, bytes));
+    }
+#else
+    typename BytesOf<T>::type bytes;
+    std::memcpy(&bytes, p + i * kLanes<T>, sizeof(bytes));
+    m.r[i] = __builtin_convertvector(bytes, MaskRegister<T>) != 0;
+#endif
+  }
+  return m;
+}
+template <class T>
+IMBLOSS_INLINE void store_mask(uint8_t* p, Mask<T> m) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_movm_epi8(m.r[0]);
+  if constexpr (sizeof(T) == 4) _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  else _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+#else
+  const auto bytes = __builtin_convertvector(m.r[0], typename BytesOf<T>::type);
+  std::memcpy(p, &bytes, sizeof(bytes));
+#endif
+}
+template <class T>
+IMBLOSS_INLINE bool all(Mask<T> m) {
+#if defined(__AVX512F__)
+  return m.r[0] == static_cast<MaskRegister<T>>((1u << kLanes<T>)-1);
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)m.r[0]) == -1;
+#else
+  bool every = true;
+  for (int i = 0; i < kLanes<T>; i++) every = every && m.r[0][i];
+  return every;
+#endif
 }
 
 // One value, through the same conversions.

@@ -253,7 +253,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
       else store_rows(g + c * job.grad_strides.cls, n, grad);
     }
   });
-  if (streams) fence();
+  if (streams) stream_fence();
 }
 
 // ---- the gradient from a forward's stats, for any upstream gradient ----------------------------------------------

@@ -211,7 +211,7 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
     }
     const auto mask = V(0) < load<U>(counts);
     V shift(0);
-    auto logits = [&](int64_t c) IMBLOSS_LAMBDA_INLINE {
+    auto logits = [&](int64_t c) IMBLOSS_INLINE_LAMBDA {
       V z = load_rows<U>(x + c * job.logits_strides.cls, n);
       if (job.scale) z = z * job.scale[c];
       if (job.bias) z = z + job.bias[c];

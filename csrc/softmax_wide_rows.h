@@ -93,7 +93,7 @@ template <class S>
 IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g,
                                   bool streams) {
   using V = Vec<Accumulate<S>>;
-  auto grad = [&](int64_t c) IMBLOSS_LAMBDA_INLINE {
+  auto grad = [&](int64_t c) IMBLOSS_INLINE_LAMBDA {
     V grad = load(e + c) * factor;
     return job.scale ? grad * load(job.scale + c) : grad;
   };
@@ -183,7 +183,7 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       scale_classes(job, e, other[r], g, streams);
     }
   }
-  if (streams) fence();
+  if (streams) stream_fence();
 }
 
 }  // namespace imbloss

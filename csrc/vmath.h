@@ -2,7 +2,7 @@
 // it a third more); tests/test_core.py asserts them:
 //   exp of x <= 69 (double: 620), with gradual underflow to 0 below -104 (-746): 1.1 ulp
 //   log of normal x > 0: 1.2 ulp
-//   log1p of x >= 0: 1.6 ulp
+//   log1p of x >= 0: 1.6 ulp; log1p_of_fraction of 0 <= x <= 1: 1.6 ulp
 //   pow of 0 <= x <= 1 to an exponent from 0 to 64: 1.2 (1 + exponent) ulp
 // A NaN gives NaN in its own lane. Coefficients: minimax in the relative error (Remez), the leading ones fixed.
 #pragma once
@@ -96,12 +96,43 @@ IMBLOSS_INLINE Vec<T, U> log1p(Vec<T, U> x, Vec<T, U> reciprocal) {
   return log(s) + (x - (s - 1)) * reciprocal;
 }
 
+// log1p of 0 <= x <= 1 without a division.
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> log1p_of_fraction(Vec<T, U> x) {
+  if constexpr (sizeof(T) == 4) {
+    return x * horner(x, 1, -0.4999993276312655f, 0.33330511308453183f, -0.24958587317586662f, 0.19695400087867117f,
+                      -0.15355395218023129f, 0.10680553999230326f, -0.057664432009708395f, 0.020204579658034959f,
+                      -0.003318471608173211f);
+  } else {
+    return log1p(x);
+  }
+}
+
+// x^n for n in [0, kMostWhole].
+inline constexpr int kMostWhole = 4;
+template <class V>
+IMBLOSS_INLINE V whole_power(V x, int n) {
+  V square = x * x;
+  switch (n) {
+    case 0:
+      return V(1);
+    case 1:
+      return x;
+    case 2:
+      return square;
+    case 3:
+      return square * x;
+    default:
+      return square * square;
+  }
+}
+
 // The exponent of pow, known once a row or once a loss. `high` has so few bits that its product with the binary
 // exponent of a number is exact; `low` is the rest, from the caller's double.
 template <class V>
 struct Exponent {
   V high, low;
-  int whole = -1;  // 0, 1, 2 or 3 where every lane is that number
+  int whole = -1;  // from 0 to kMostWhole where every lane is that number
 };
 template <class T>
 IMBLOSS_INLINE T high_part(double exponent) {
@@ -118,23 +149,22 @@ template <class V>
 IMBLOSS_INLINE Exponent<V> exponent_of(double exponent) {
   using T = typename V::Element;
   const T high = high_part<T>(exponent);
-  const bool is_whole = exponent == 0 || exponent == 1 || exponent == 2 || exponent == 3;
+  const bool is_whole = exponent >= 0 && exponent <= kMostWhole && exponent == static_cast<int>(exponent);
   return {V(high), V(static_cast<T>(exponent - high)), is_whole ? static_cast<int>(exponent) : -1};
+}
+
+// The same lane by lane.
+template <class T, int U>
+IMBLOSS_INLINE Exponent<Vec<T, U>> exponent_of_lanes(Vec<T, U> exponent) {
+  constexpr auto high_bits = static_cast<BitsOf<T>>(sizeof(T) == 4 ? 0xffffe000 : 0xfffffc0000000000);
+  Vec<T, U> high = from_bits<T>(to_bits(exponent) & high_bits);
+  return {high, exponent - high};
 }
 
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> pow(Vec<T, U> x, Exponent<Vec<T, U>> exponent) {
   using V = Vec<T, U>;
-  switch (exponent.whole) {
-    case 0:
-      return V(1);
-    case 1:
-      return x;
-    case 2:
-      return x * x;
-    case 3:
-      return x * x * x;
-  }
+  if (exponent.whole >= 0) return whole_power(x, exponent.whole);
   auto [e, log_m] = log_parts(x);
   V exact = exponent.high * e;
   V rest = exponent.low * e + (exponent.high + exponent.low) * (log_m * T(1.4426950408889634));

@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from imbloss import testing
 from imbloss.distributed import positive_count, valid_count
 from imbloss.functional import (
+    asymmetric_loss,
     balanced_softmax_loss,
     cross_entropy,
     focal_loss,
@@ -13,10 +14,13 @@ from imbloss.functional import (
     ldam_loss,
     logit_adjusted_loss,
     poly_loss,
+    quality_focal_loss,
+    sigmoid_focal_loss,
     vs_loss,
 )
 from imbloss.modules import (
     LADER,
+    AsymmetricLoss,
     BalancedSoftmaxLoss,
     CrossEntropy,
     FocalLoss,
@@ -25,6 +29,8 @@ from imbloss.modules import (
     LogitAdjustedLoss,
     PolyLoss,
     PostCompensatedSoftmax,
+    QualityFocalLoss,
+    SigmoidFocalLoss,
     VSLoss,
 )
 from imbloss.priors import (
@@ -39,6 +45,7 @@ from imbloss.priors import (
 
 __all__ = [
     "LADER",
+    "AsymmetricLoss",
     "BalancedSoftmaxLoss",
     "CrossEntropy",
     "FocalLoss",
@@ -48,8 +55,11 @@ __all__ = [
     "PolyLoss",
     "PostCompensatedSoftmax",
     "PriorTracker",
+    "QualityFocalLoss",
+    "SigmoidFocalLoss",
     "VSLoss",
     "adjust_logits",
+    "asymmetric_loss",
     "balanced_softmax_loss",
     "class_balanced_weights",
     "class_counts",
@@ -63,7 +73,9 @@ __all__ = [
     "logit_adjusted_loss",
     "poly_loss",
     "positive_count",
+    "quality_focal_loss",
     "set_debug",
+    "sigmoid_focal_loss",
     "testing",
     "valid_count",
     "vs_loss",

@@ -68,9 +68,20 @@ _library.define(
     "float[] numbers, int ignore_index, str estimator) -> Tensor",
     tags=_TAGS,
 )
+_library.define(
+    "sigmoid_elements(Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, int ignore_index, "
+    "int reduction, str policy, bool keep_grad) -> (Tensor loss, Tensor grad)",
+    tags=_TAGS,
+)
+_library.define(
+    "sigmoid_elements_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, "
+    "int ignore_index, int reduction, str policy) -> Tensor",
+    tags=_TAGS,
+)
 # The order of `operands`, which may be empty instead; as in csrc/ops.cpp. class_columns has (prior, sample_weight,
 # normalizer), and as numbers the factors of PriorCE and of LADER, and lambda.
 OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
+ELEMENT_OPERANDS = ("weight", "pos_weights", "alphas", "gammas", "normalizer")
 
 
 def _new_loss(logits: Tensor, reduction: int) -> Tensor:
@@ -130,6 +141,19 @@ def _(grad_output, logits, *args):
     return torch.empty_like(logits)
 
 
+@torch.library.register_fake("imbloss::sigmoid_elements", lib=_library)
+def _(logits, target, operands, numbers, ignore_index, reduction, policy, keep_grad):
+    wide = _accumulation_dtype(logits.dtype)
+    none = reduction == REDUCTIONS["none"]
+    loss = torch.empty_like(logits, dtype=wide) if none else logits.new_empty((), dtype=wide)
+    return loss, torch.empty_like(logits) if keep_grad else logits.new_empty(0)
+
+
+@torch.library.register_fake("imbloss::sigmoid_elements_backward", lib=_library)
+def _(grad_output, logits, *args):
+    return torch.empty_like(logits)
+
+
 # ---- backends ----------------------------------------------------------------------------------------------------
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
@@ -137,6 +161,7 @@ _TRITON_OPERATORS = {
         name + suffix for name in ("softmax_rows", "softmax_soft_rows") for suffix in ("", "_backward", "_")
     ),
     "class_columns": ("class_columns", "class_columns_statistics", "class_columns_backward"),
+    "sigmoid_elements": ("sigmoid_elements", "sigmoid_elements_backward"),
 }
 _ACCELERATORS = {"cuda": "CUDA", "xpu": "XPU"}  # device types, and their keys in the dispatcher; ROCm's are CUDA's
 _has_triton = importlib.util.find_spec("triton") is not None
@@ -446,4 +471,11 @@ class_columns = Traversal(
     ),
     reference=reference.class_columns,
     keeps=True,
+)
+sigmoid_elements = Traversal(
+    forward=torch.ops.imbloss.sigmoid_elements.default,
+    backward=lambda grad_output, _, *args: torch.ops.imbloss.sigmoid_elements_backward.default(grad_output, *args),
+    in_place=None,
+    reference=reference.sigmoid_elements,
+    keeps=False,
 )

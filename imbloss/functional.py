@@ -14,6 +14,7 @@ from imbloss.priors import (
     check_number,
     check_positive,
     check_prior,
+    check_shares,
     check_vector,
     describe,
     precise,
@@ -469,6 +470,142 @@ def lader(
     )  # fmt: skip
 
 
+def sigmoid_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float | Tensor | None = 0.25,
+    gamma: float | Tensor = 2,
+    reduction: str = "none",
+    *,
+    weight: Tensor | None = None,
+    pos_weight: float | Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    r"""Sigmoid focal loss of detection and multi-label models, fused forward and backward.
+
+    .. math:: \ell = -\alpha_t (1 - p_t)^\gamma \log p_t, \qquad p = \sigma(x), \quad p_t = p t + (1 - p)(1 - t),
+        \quad \alpha_t = \alpha t + (1 - \alpha)(1 - t)
+
+    Signature, defaults and values are those of ``torchvision.ops.sigmoid_focal_loss``, soft targets included, whose
+    :math:`\log p_t` is minus the binary cross entropy; keywords beyond it follow.
+
+    Args:
+        inputs: logits x of any shape; float32, float64, bfloat16 or float16, accumulated in float32 (float64 for
+            float64). Their class dimension, where one is needed, is dimension 1 (0 of one-dimensional inputs).
+        targets: of the inputs' shape: bool or integers 0 and 1, or any floating dtype, t in [0, 1]. Or class indices,
+            of any integer dtype and the inputs' shape without the class dimension: the class that is 1 in each row;
+            -1 or C is background, where none is. No one-hot tensor is made.
+        alpha: factor of positives, 1 - alpha that of negatives, in [0, 1]; or one per class, shape (C,); None or
+            negative: neither.
+        gamma: focusing exponent >= 0, or one per class, shape (C,).
+        reduction: "none" (the inputs' shape), "mean" (over all elements that count) or "sum".
+        weight: factor per class, shape (C,), or per element, the inputs' shape; expanded tensors are not copied:
+            ``per_row[:, None].expand_as(inputs)``. It does not count in the divisor.
+        pos_weight: factor of the positive term, a number or per class, shape (C,); as in
+            :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+        normalizer: replaces the divisor of "mean", used as given: the number of positives, for instance.
+        ignore_index: target value of elements, or class index of rows, that do not count.
+
+    Returns:
+        The loss in the inputs' dtype (float32 for half-precision inputs under autocast).
+
+    Raises:
+        IndexError: an integer target that is none (on CPU; elsewhere its element gives NaN).
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, eq. 5.
+
+    >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]))
+    tensor([0.0005, 0.0170])
+    >>> sigmoid_focal_loss(torch.zeros(2, 3), torch.tensor([1, 3]), reduction="sum", alpha=None)  # 3: background
+    tensor(1.0397)
+    """
+    return sigmoid_elements(
+        inputs, targets, alpha=alpha, gamma=gamma, weight=weight, pos_weight=pos_weight, normalizer=normalizer,
+        ignore_index=ignore_index, reduction=reduction, policy="sigmoid_focal",
+    )  # fmt: skip
+
+
+def asymmetric_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+    detach_factor: bool = False,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    pos_weight: float | Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    r"""Asymmetric loss for multi-label classification: negatives focused harder, and the easiest of them dropped.
+
+    .. math:: \ell = -t (1 - p)^{\gamma_+} \log p - (1 - t)\, p_m^{\gamma_-} \log(1 - p_m), \qquad
+        p = \sigma(x), \quad p_m = \max(p - m, 0)
+
+    gamma_neg = gamma_pos with clip = 0 is :func:`sigmoid_focal_loss` without alpha, for targets of 0 and 1.
+
+    Args:
+        gamma_neg, gamma_pos: focusing exponents >= 0 of negatives and positives.
+        clip: the margin m in [0, 1) by which probabilities of negatives are shifted.
+        detach_factor: treat :math:`(1 - p)^{\gamma_+}` and :math:`p_m^{\gamma_-}` as constants in the gradient, as
+            the paper's code does.
+        inputs, targets, reduction, weight, pos_weight, normalizer, ignore_index: see :func:`sigmoid_focal_loss`.
+
+    Raises:
+        IndexError: an integer target that is none (on CPU; elsewhere its element gives NaN).
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+
+    Source: Ridnik et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021, eq. 4 to 7.
+
+    >>> asymmetric_loss(torch.zeros(1, 2), torch.tensor([[1, 0]]))
+    tensor(0.1855)
+    """
+    params = asymmetric_params(gamma_neg, gamma_pos, clip, detach_factor)
+    return sigmoid_elements(
+        inputs, targets, gamma=gamma_pos, params=params, weight=weight, pos_weight=pos_weight, normalizer=normalizer,
+        ignore_index=ignore_index, reduction=reduction, policy="asymmetric",
+    )  # fmt: skip
+
+
+def quality_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    beta: float = 2.0,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    pos_weight: float | Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    r"""Quality focal loss: binary cross entropy against a quality in [0, 1], focused on where that is missed.
+
+    .. math:: \ell = -|t - p|^\beta \left(t \log p + (1 - t) \log(1 - p)\right), \qquad p = \sigma(x)
+
+    Args:
+        beta: focusing exponent >= 0.
+        inputs, targets, reduction, weight, pos_weight, normalizer, ignore_index: see :func:`sigmoid_focal_loss`;
+            targets: the quality (the overlap with the true box, in detection) for the true class, else 0.
+
+    Raises:
+        IndexError: an integer target that is none (on CPU; elsewhere its element gives NaN).
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+
+    Source: Li et al., Generalized Focal Loss, NeurIPS 2020, eq. 3.
+
+    >>> quality_focal_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.0]))
+    tensor(0.3822)
+    """
+    return sigmoid_elements(
+        inputs, targets, gamma=beta, gamma_name="beta", weight=weight, pos_weight=pos_weight, normalizer=normalizer,
+        ignore_index=ignore_index, reduction=reduction, policy="quality_focal",
+    )  # fmt: skip
+
+
 # ---- arguments ---------------------------------------------------------------------------------------------------
 def num_classes(logits: Tensor) -> int:
     if not isinstance(logits, Tensor):
@@ -547,6 +684,13 @@ def poly_params(epsilon: float) -> list[float]:
     return [float(epsilon)]
 
 
+def asymmetric_params(gamma_neg: float, gamma_pos: float, clip: float, detach_factor: bool) -> list[float]:
+    check_number(gamma_neg, "gamma_neg", least=0, most=MOST_GAMMA)
+    check_number(gamma_pos, "gamma_pos", least=0, most=MOST_GAMMA)
+    check_number(clip, "clip", least=0, most=1)
+    return [float(gamma_neg), float(clip), float(bool(detach_factor))]
+
+
 # ---- the traversals ----------------------------------------------------------------------------------------------
 FOCAL_PARAMS = [0.0], [1.0]  # of policy "focal": whether the factor is detached
 
@@ -573,9 +717,7 @@ def softmax_rows(
     a distribution."""
     if not _are_usual(logits, target, ignore_index):
         target, ignore_index = _checked_inputs(logits, target, ignore_index)
-    reduced = _ops.REDUCTIONS.get(reduction)
-    if reduced is None:
-        raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
+    reduced = _reduction(reduction)
     if not isinstance(gamma, Tensor) and not (type(gamma) is float and 0 <= gamma < MOST_GAMMA):
         check_number(gamma, "gamma", least=0, most=MOST_GAMMA)
         gamma = float(gamma)
@@ -597,6 +739,17 @@ def softmax_rows(
     else:
         options = [gamma, *params], ignore_index, reduced, policy
         loss = _ops.softmax_rows(logits, target, operands, options, reduced != 0, inplace)
+    return _in_dtype_of(logits, loss)
+
+
+def _reduction(reduction: str) -> int:
+    reduced = _ops.REDUCTIONS.get(reduction)
+    if reduced is None:
+        raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
+    return reduced
+
+
+def _in_dtype_of(logits: Tensor, loss: Tensor) -> Tensor:
     if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
         return loss
     return loss.to(logits.dtype)
@@ -763,3 +916,139 @@ def class_columns(
     if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
         return loss
     return loss.to(logits.dtype)
+
+
+# ---- elements ----------------------------------------------------------------------------------------------------
+_TARGETS = _INTEGERS | {torch.bool}
+
+
+def sigmoid_elements(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float | Tensor | None = None,
+    gamma: float | Tensor,
+    gamma_name: str = "gamma",
+    policy: str,
+    params: list[float] | tuple[()] = (),
+    weight: Tensor | None,
+    pos_weight: float | Tensor | None,
+    normalizer: float | Tensor | None,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """Checks the arguments that the losses of elements share and calls their traversal."""
+    usual = (  # told at a glance; everything else in words
+        isinstance(inputs, Tensor)
+        and isinstance(targets, Tensor)
+        and targets.shape == inputs.shape
+        and inputs.dtype in _LOGITS
+        and (targets.dtype is inputs.dtype or targets.dtype in _TARGETS)
+        and inputs.is_cpu
+        and targets.is_cpu
+        and type(ignore_index) is int
+    )
+    if not usual:
+        targets, ignore_index = _checked_elements(inputs, targets, ignore_index)
+    reduced = _reduction(reduction)
+    if normalizer is not None and reduction != "mean":
+        raise ValueError(f'expected normalizer only with reduction="mean", but got reduction={reduction!r}')
+    numbers = [
+        0.0 if isinstance(gamma, Tensor) else checked_gamma(gamma, gamma_name),
+        -1.0 if alpha is None or isinstance(alpha, Tensor) else checked_alpha(alpha),
+        1.0 if pos_weight is None or isinstance(pos_weight, Tensor) else checked_pos_weight(pos_weight),
+        *params,
+    ]
+    tensors = weight, pos_weight, alpha, gamma, normalizer
+    operands = ()
+    if any(isinstance(tensor, Tensor) for tensor in tensors) or weight is not None or normalizer is not None:
+        operands = _element_operands(inputs, *tensors)
+    loss = _ops.sigmoid_elements(inputs, targets, operands, (numbers, ignore_index, reduced, policy), reduced != 0)
+    return _in_dtype_of(inputs, loss)
+
+
+def checked_gamma(gamma: float, name: str = "gamma") -> float:
+    if not (type(gamma) is float and 0 <= gamma < MOST_GAMMA):
+        check_number(gamma, name, least=0, most=MOST_GAMMA)
+    return float(gamma)
+
+
+def checked_alpha(alpha: float) -> float:
+    """Any negative number is none."""
+    if not (type(alpha) is float and alpha <= 1):
+        check_number(alpha, "alpha", most=1)
+    return float(alpha)
+
+
+def checked_pos_weight(pos_weight: float) -> float:
+    check_number(pos_weight, "pos_weight", least=0)
+    return float(pos_weight)
+
+
+def _checked_elements(inputs: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, int]:
+    """Targets and ignored index as the traversal wants them."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"expected inputs to be a tensor, but got {describe(inputs)}")
+    if inputs.dtype not in _LOGITS:
+        raise TypeError(f"expected inputs of dtype float32, float64, bfloat16 or float16, but got {inputs.dtype}")
+    check_number(ignore_index, "ignore_index", whole=True)
+    if not isinstance(targets, Tensor) or not (targets.is_floating_point() or targets.dtype in _TARGETS):
+        raise TypeError(
+            f"expected targets to be a tensor of a floating, integer or bool dtype, but got {describe(targets)}"
+        )
+    shape = inputs.shape
+    if targets.shape != shape:
+        rows = row_shape(inputs) if inputs.dim() else None
+        if targets.dtype not in _INTEGERS or targets.shape != rows:
+            indices = "" if rows is None else f" or, as class indices, {tuple(rows)}"
+            raise ValueError(
+                f"expected targets of shape {tuple(shape)}{indices}, but got {tuple(targets.shape)} "
+                f"of dtype {targets.dtype}"
+            )
+    if targets.device != inputs.device:
+        raise ValueError(f"expected targets on {inputs.device}, where the inputs are, but got {targets.device}")
+    if targets.is_floating_point() and targets.dtype is not inputs.dtype:
+        targets = targets.to(_accumulation_dtype(inputs.dtype))
+    return targets, int(ignore_index)
+
+
+def _element_operands(
+    inputs: Tensor,
+    weight: Tensor | None,
+    pos_weight: float | Tensor | None,
+    alpha: float | Tensor | None,
+    gamma: float | Tensor,
+    normalizer: float | Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The optional operands as the traversal wants them, in the order of ``_ops.ELEMENT_OPERANDS``."""
+    device, wide, shape = inputs.device, _accumulation_dtype(inputs.dtype), inputs.shape
+    classes = shape[1 if len(shape) > 1 else 0] if shape else 1
+
+    def per_class(values, name):
+        return _operand(values, name, (classes,), device, wide) if isinstance(values, Tensor) else None
+
+    if isinstance(alpha, Tensor):
+        check_vector(alpha, classes, "alpha")
+        check_shares(alpha, "alpha")
+    if isinstance(gamma, Tensor):
+        check_vector(gamma, classes, "gamma")
+        check_positive(gamma, "gamma", zero=True)
+    if isinstance(pos_weight, Tensor) and pos_weight.dim() == 0:
+        pos_weight = pos_weight.expand(classes)
+    if isinstance(weight, Tensor) and weight.dim() == 1 and len(shape) != 1:
+        weight = per_class(weight, "weight")
+    elif weight is not None:
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise TypeError(f"expected weight to be a tensor of a floating dtype, but got {describe(weight)}")
+        if weight.shape != shape:
+            raise ValueError(f"expected weight of shape {(classes,)} or {tuple(shape)}, but got {tuple(weight.shape)}")
+        if weight.device != device:
+            raise ValueError(f"expected weight on {device}, where the inputs are, but got {weight.device}")
+        weight = weight.to(wide).resolve_neg()  # the dispatcher does not resolve tensors in a list
+    return (
+        weight,
+        per_class(pos_weight, "pos_weight"),
+        per_class(alpha, "alpha"),
+        per_class(gamma, "gamma"),
+        None if normalizer is None else _normalizer(normalizer, device),
+    )

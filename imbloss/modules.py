@@ -15,6 +15,7 @@ from imbloss.priors import (
     check_number,
     check_positive,
     check_prior,
+    check_shares,
     check_vector,
     precise,
     smoothed_prior,
@@ -22,6 +23,7 @@ from imbloss.priors import (
 
 __all__ = [
     "LADER",
+    "AsymmetricLoss",
     "BalancedSoftmaxLoss",
     "CrossEntropy",
     "FocalLoss",
@@ -30,6 +32,8 @@ __all__ = [
     "LogitAdjustedLoss",
     "PolyLoss",
     "PostCompensatedSoftmax",
+    "QualityFocalLoss",
+    "SigmoidFocalLoss",
     "VSLoss",
 ]
 
@@ -62,8 +66,10 @@ class _Loss(nn.Module):
         self.register_buffer(name, prior)
 
 
-class _SoftmaxLoss(_Loss):
-    """A loss that fills in constants of the softmax row traversal."""
+class _ReducedLoss(_Loss):
+    """A loss of rows or elements, reduced as the user wants it."""
+
+    weight: Tensor | None
 
     def __init__(self, *, ignore_index: int, reduction: str) -> None:
         super().__init__()
@@ -71,6 +77,29 @@ class _SoftmaxLoss(_Loss):
             raise ValueError(f'expected reduction to be "none", "mean" or "sum", but got {reduction!r}')
         self.ignore_index = ignore_index
         self.reduction = reduction
+
+    def _weight_buffer(self, weight: Tensor | None) -> None:
+        if weight is not None:
+            check_vector(weight, None, "weight")
+        self.register_buffer("weight", weight)
+
+    def _gamma_buffer(self, gamma: float | Tensor, name: str = "gamma") -> None:
+        if not isinstance(gamma, Tensor):
+            check_number(gamma, name, least=0, most=functional.MOST_GAMMA)
+            setattr(self, name, gamma)
+            return
+        check_vector(gamma, None, name)
+        check_positive(gamma, name, zero=True)
+        if isinstance(gamma, nn.Parameter):
+            setattr(self, name, gamma)
+        else:
+            self.register_buffer(name, gamma)
+
+
+class _SoftmaxLoss(_ReducedLoss):
+    """A loss that fills in constants of the softmax row traversal."""
+
+    prior: Prior | None
 
     def _constants(self) -> dict:
         """The keywords of :func:`imbloss.functional.softmax_rows` that make this loss."""
@@ -91,14 +120,6 @@ class _SoftmaxLoss(_Loss):
             logits, target, **self._constants(), ignore_index=self.ignore_index, reduction=self.reduction,
             sample_weight=sample_weight, normalizer=normalizer,
         )  # fmt: skip
-
-    weight: Tensor | None
-    prior: Prior | None
-
-    def _weight_buffer(self, weight: Tensor | None) -> None:
-        if weight is not None:
-            check_vector(weight, None, "weight")
-        self.register_buffer("weight", weight)
 
     def _prior_buffer(self, prior: Prior | None, tau: float) -> None:
         self._keep_prior(prior)
@@ -161,16 +182,7 @@ class FocalLoss(CrossEntropy):
             weight=weight, prior=prior, tau=tau, label_smoothing=label_smoothing, ignore_index=ignore_index,
             reduction=reduction,
         )  # fmt: skip
-        if isinstance(gamma, Tensor):
-            check_vector(gamma, None, "gamma")
-            check_positive(gamma, "gamma", zero=True)
-            if isinstance(gamma, nn.Parameter):
-                self.gamma = gamma
-            else:
-                self.register_buffer("gamma", gamma)
-        else:
-            check_number(gamma, "gamma", least=0, most=functional.MOST_GAMMA)
-            self.gamma = gamma
+        self._gamma_buffer(gamma)
         self.detach_factor = detach_factor
         self.inplace = inplace
 
@@ -419,3 +431,113 @@ class PostCompensatedSoftmax(_Loss):
     def forward(self, logits: Tensor) -> Tensor:
         adjusted = adjust_logits(logits, self.train_prior, self.test_prior)
         return adjusted.softmax(0 if logits.dim() == 1 else 1)
+
+
+class _ElementLoss(_ReducedLoss):
+    """A loss that fills in constants of the sigmoid element traversal."""
+
+    def __init__(
+        self, *, weight: Tensor | None, pos_weight: float | Tensor | None, ignore_index: int, reduction: str
+    ) -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+        self._weight_buffer(weight)
+        if isinstance(pos_weight, Tensor):
+            check_vector(pos_weight, None, "pos_weight")
+            self.register_buffer("pos_weight", pos_weight)
+        else:
+            self.pos_weight = None if pos_weight is None else functional.checked_pos_weight(pos_weight)
+
+    def _constants(self) -> dict:
+        """The keywords of :func:`imbloss.functional.sigmoid_elements` that make this loss."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, targets: Tensor, *, normalizer: float | Tensor | None = None) -> Tensor:
+        return functional.sigmoid_elements(
+            inputs, targets, **self._constants(), weight=self.weight, pos_weight=self.pos_weight,
+            normalizer=normalizer, ignore_index=self.ignore_index, reduction=self.reduction,
+        )  # fmt: skip
+
+
+class SigmoidFocalLoss(_ElementLoss):
+    """Sigmoid focal loss: see :func:`imbloss.sigmoid_focal_loss`.
+
+    >>> SigmoidFocalLoss(reduction="mean")(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+    tensor(0.0866)
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float | Tensor | None = 0.25,
+        gamma: float | Tensor = 2.0,
+        reduction: str = "none",
+        weight: Tensor | None = None,
+        pos_weight: float | Tensor | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, reduction=reduction)
+        if isinstance(alpha, Tensor):
+            check_vector(alpha, None, "alpha")
+            check_shares(alpha, "alpha")
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = None if alpha is None else functional.checked_alpha(alpha)
+        self._gamma_buffer(gamma)
+
+    def _constants(self) -> dict:
+        return {"alpha": self.alpha, "gamma": self.gamma, "policy": "sigmoid_focal"}
+
+
+class AsymmetricLoss(_ElementLoss):
+    """Asymmetric loss: see :func:`imbloss.asymmetric_loss`.
+
+    >>> AsymmetricLoss()(torch.zeros(1, 2), torch.tensor([[1, 0]]))
+    tensor(0.1855)
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma_neg: float = 4.0,
+        gamma_pos: float = 1.0,
+        clip: float = 0.05,
+        detach_factor: bool = False,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        pos_weight: float | Tensor | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, reduction=reduction)
+        functional.asymmetric_params(gamma_neg, gamma_pos, clip, detach_factor)
+        self.gamma_neg = gamma_neg
+        self.gamma_pos = gamma_pos
+        self.clip = clip
+        self.detach_factor = detach_factor
+
+    def _constants(self) -> dict:
+        params = functional.asymmetric_params(self.gamma_neg, self.gamma_pos, self.clip, self.detach_factor)
+        return {"gamma": self.gamma_pos, "policy": "asymmetric", "params": params}
+
+
+class QualityFocalLoss(_ElementLoss):
+    """Quality focal loss: see :func:`imbloss.quality_focal_loss`.
+
+    >>> QualityFocalLoss()(torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.0]))
+    tensor(0.3822)
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 2.0,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        pos_weight: float | Tensor | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, reduction=reduction)
+        check_number(beta, "beta", least=0, most=functional.MOST_GAMMA)
+        self.beta = beta
+
+    def _constants(self) -> dict:
+        return {"gamma": self.beta, "gamma_name": "beta", "policy": "quality_focal"}

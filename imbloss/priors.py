@@ -375,7 +375,7 @@ def check_number(
         and (most is None or number <= most)
     ):
         if most is not None:
-            want = f"in [{least:g}, {most:g}]"
+            want = f"in [{least:g}, {most:g}]" if least is not None else f"<= {most:g} and finite"
         elif least is not None:
             want = f">= {least:g} and finite"
         else:
@@ -429,6 +429,15 @@ def check_positive(values: Tensor, name: str, *, zero: bool = False) -> None:
         index = int(bad.nonzero()[0])
         bound = ">= 0" if zero else "> 0"
         raise ValueError(f"expected {name} {bound} and finite, but got {values[index].item()} at index {index}")
+
+
+def check_shares(values: Tensor, name: str) -> None:
+    if not can_look(values):
+        return
+    bad = ~((values >= 0) & (values <= 1))
+    if bad.any():
+        index = int(bad.nonzero()[0])
+        raise ValueError(f"expected {name} in [0, 1], but got {values[index].item()} at index {index}")
 
 
 def check_counts(counts: Tensor, classes: int | None = None, name: str = "counts") -> None:

@@ -348,6 +348,177 @@ def _columns(
     return x, y, counts, v
 
 
+# ---- elements ----------------------------------------------------------------------------------------------------
+class ElementTerms(NamedTuple):
+    """log p and log q of each element, p = sigmoid(x) and q = 1 - p, and p and q themselves."""
+
+    log_p: Tensor
+    log_q: Tensor
+    p: Tensor
+    q: Tensor
+
+    def mirrored(self) -> "ElementTerms":
+        """Of -x."""
+        return ElementTerms(self.log_q, self.log_p, self.q, self.p)
+
+
+def element_terms(x: Tensor) -> ElementTerms:
+    """To full relative precision, on both sides of 0."""
+    log_p, log_q = torch.nn.functional.logsigmoid(x), torch.nn.functional.logsigmoid(-x)
+    return ElementTerms(log_p, log_q, log_p.exp(), log_q.exp())
+
+
+def _times(share: Tensor, value: Tensor) -> Tensor:
+    """share * value: 0 where the share is 0, even of an infinite value."""
+    return share * torch.where(share == 0, 0, value)
+
+
+def _positive_focal(terms: ElementTerms, gamma: float | Tensor, detach: float = 0) -> Tensor:
+    """-(1 - p)^gamma log p, with a gradient that is finite for 0 < gamma < 1."""
+    terms_of_target = TargetTerms(terms.log_p, terms.p, terms.q, terms.log_q)
+    return focal(terms_of_target, gamma, detach)
+
+
+def _binary_cross_entropy(terms: ElementTerms, t: Tensor, pos_weight: float | Tensor) -> Tensor:
+    return _times(t * pos_weight, -terms.log_p) + _times(1 - t, -terms.log_q)
+
+
+def _power(base: Tensor, exponent: float | Tensor) -> Tensor:
+    """base^exponent of a base >= 0, without gradient where that is infinite; 0^0 is 1."""
+    safe = torch.where(base > 0, base, 1) ** exponent
+    return torch.where(base > 0, safe, torch.zeros_like(base) ** exponent)
+
+
+def sigmoid_focal(
+    terms: ElementTerms, t: Tensor, positive: Tensor | None, pos_weight: float | Tensor, gamma: float | Tensor
+) -> Tensor:
+    """(1 - p_t)^gamma BCE with p_t = p t + (1 - p) (1 - t): Lin et al. 2017, and torchvision's for soft targets.
+
+    `positive` says which targets are 1 where all are 0 or 1 (but not differentiated), else it is None.
+    """
+    if positive is not None:
+        ones, zeros = _positive_focal(terms, gamma), _positive_focal(terms.mirrored(), gamma)
+        return torch.where(positive, pos_weight * ones, zeros)
+    q_t = _times(1 - t, terms.p) + _times(t, terms.q)
+    return _power(q_t, gamma) * _binary_cross_entropy(terms, t, pos_weight)
+
+
+def asymmetric(
+    terms: ElementTerms,
+    t: Tensor,
+    positive: Tensor | None,
+    pos_weight: float | Tensor,
+    gamma: float | Tensor,
+    gamma_neg: float,
+    clip: float,
+    detach: float,
+) -> Tensor:
+    """-t (1 - p)^gamma log p - (1 - t) p_m^gamma_neg log(1 - p_m), p_m = max(p - clip, 0).
+
+    Ridnik et al. 2021, eq. 4 to 7.
+    """
+    ones = pos_weight * _positive_focal(terms, gamma, detach)
+    if clip == 0:
+        zeros = _positive_focal(terms.mirrored(), gamma_neg, detach)
+    else:
+        p_m = (terms.p - clip).clamp(min=0)
+        factor = _power(p_m, gamma_neg)
+        zeros = (factor.detach() if detach else factor) * torch.log1p(p_m / (terms.q + clip))
+    return torch.where(positive, ones, zeros) if positive is not None else _times(t, ones) + _times(1 - t, zeros)
+
+
+def quality_focal(
+    terms: ElementTerms, t: Tensor, positive: Tensor | None, pos_weight: float | Tensor, gamma: float | Tensor
+) -> Tensor:
+    """|t - p|^beta BCE: Li et al. 2020, eq. 3. beta is called gamma here."""
+    if positive is not None:
+        return sigmoid_focal(terms, t, positive, pos_weight, gamma)
+    distance = _times(t, terms.q) - _times(1 - t, terms.p)  # t - p
+    return _power(distance.abs(), gamma) * _binary_cross_entropy(terms, t, pos_weight)
+
+
+ELEMENT_POLICIES = {"sigmoid_focal": sigmoid_focal, "asymmetric": asymmetric, "quality_focal": quality_focal}
+
+
+def sigmoid_elements(
+    logits: Tensor,
+    target: Tensor,
+    operands: Operands,
+    numbers: list[float],
+    ignore_index: int,
+    reduction: int,
+    policy: str,
+) -> Tensor:
+    """The loss of each element by itself (docs/math.md, section 5): the arguments of ``imbloss::sigmoid_elements``."""
+    weight, pos_weights, alphas, gammas, normalizer = operands or [None] * 5
+    gamma, alpha, pos_weight, *params = numbers
+    x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def along_classes(values: Tensor) -> Tensor:
+        return values.view(-1, *[1] * (x.dim() - 2)) if x.dim() else values.view(())
+
+    t, counts, in_range = _element_targets(target, x, ignore_index)
+    x, t = torch.where(counts, x, 0), torch.where(counts, t, 0)
+    positive, hard = None, (t == 0) | (t == 1)
+    one, zero = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+    if alphas is not None:
+        one = along_classes(alphas).to(x.dtype)
+        zero = 1 - one
+    arguments = (
+        pos_weight if pos_weights is None else along_classes(pos_weights),
+        gamma if gammas is None else along_classes(gammas),
+        *params,
+    )
+    terms = element_terms(x)
+    if target.requires_grad:  # its gradient is that of the formula between 0 and 1
+        loss = ELEMENT_POLICIES[policy](terms, t, None, *arguments)
+    else:
+        positive = t == 1
+        loss = ELEMENT_POLICIES[policy](terms, t, positive, *arguments)
+        if target.is_floating_point():
+            between = torch.where(hard, 0.5, t)
+            soft = ELEMENT_POLICIES[policy](element_terms(torch.where(hard, 0, x)), between, None, *arguments)
+            loss = torch.where(hard, loss, soft)
+    factor = _times(t, one * torch.ones_like(t)) + _times(1 - t, zero * torch.ones_like(t))
+    if weight is not None:
+        factor = factor * (along_classes(weight) if weight.dim() == 1 else weight)
+    loss = torch.where(counts, loss * torch.where(counts, factor, 0), 0)
+    loss = torch.where(counts & ~in_range, math.nan, loss)
+    if reduction == 0:
+        return loss
+    if reduction == 2:
+        return loss.sum()
+    return loss.sum() / (counts.sum() if normalizer is None else normalizer).to(loss.dtype)
+
+
+def _element_targets(target: Tensor, x: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each element: the target; whether it counts; whether its target is one."""
+    if target.shape == x.shape:
+        counts = target != ignore_index
+        if target.is_floating_point():
+            return target.to(x.dtype), counts, torch.ones_like(counts)
+        in_range = (target == 0) | (target == 1)
+        _check_in_range(target, counts, in_range, f"0, 1 or ignore_index={ignore_index}")
+        return target.to(x.dtype), counts, in_range
+    dim = 1 if x.dim() > 1 else 0
+    y, classes = target.unsqueeze(dim), x.shape[dim]
+    counts, in_range = y != ignore_index, (y >= -1) & (y <= classes)
+    _check_in_range(y, counts, in_range, f"in [-1, {classes}] or ignore_index={ignore_index}")
+    shape = [1] * x.dim()
+    shape[dim] = classes
+    t = (y == torch.arange(classes, device=y.device).view(shape)).to(x.dtype)
+    return t, counts.expand(x.shape), in_range.expand(x.shape)
+
+
+def _check_in_range(target: Tensor, counts: Tensor, in_range: Tensor, want: str) -> None:
+    """The compiled core's error on CPU. Elsewhere looking at values would wait for the device: NaN tells there."""
+    bad = counts & ~in_range
+    looks = target.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not torch._C._are_functorch_transforms_active() and bad.any():
+        index = int(bad.flatten().nonzero()[0])
+        raise IndexError(f"expected targets {want}, but got {int(target.flatten()[index])} at index {index}")
+
+
 # ---- the losses --------------------------------------------------------------------------------------------------
 def _mean_or_so(
     value, z, target, *, gamma=0.0, weight=None, label_smoothing=0.0, ignore_index, reduction, sample_weight, normalizer
@@ -520,3 +691,50 @@ def lade_loss(
     return prior_ce + alpha * lader(
         logits, target, prior=prior, lam=lam, estimator=estimator, ignore_index=ignore_index
     )
+
+
+def _element_loss(
+    inputs, targets, policy, gamma, params, *, alpha=None, weight, pos_weight, normalizer, ignore_index, reduction
+):
+    """The same, elementwise, reduced over all elements that count."""
+    tensor = lambda value: value if isinstance(value, Tensor) else None  # noqa: E731
+    number = lambda value, otherwise: otherwise if value is None or isinstance(value, Tensor) else float(value)  # noqa: E731
+    if normalizer is not None and not isinstance(normalizer, Tensor):
+        normalizer = torch.tensor(normalizer, dtype=torch.float64)
+    operands = weight, tensor(pos_weight), tensor(alpha), tensor(gamma), normalizer
+    numbers = [number(gamma, 0.0), number(alpha, -1.0), number(pos_weight, 1.0), *params]
+    reductions = {"none": 0, "mean": 1, "sum": 2}
+    return sigmoid_elements(inputs, targets, operands, numbers, ignore_index, reductions[reduction], policy)
+
+
+def sigmoid_focal_loss(
+    inputs, targets, alpha=0.25, gamma=2, reduction="none", *,
+    weight=None, pos_weight=None, normalizer=None, ignore_index=-100,
+):  # fmt: skip
+    """FL = -alpha_t (1 - p_t)^gamma log p_t, p = sigmoid(x). Lin et al. 2017, eq. 5."""
+    return _element_loss(
+        inputs, targets, "sigmoid_focal", gamma, [], alpha=alpha, weight=weight, pos_weight=pos_weight,
+        normalizer=normalizer, ignore_index=ignore_index, reduction=reduction,
+    )  # fmt: skip
+
+
+def asymmetric_loss(
+    inputs, targets, *, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, detach_factor=False, reduction="mean",
+    weight=None, pos_weight=None, normalizer=None, ignore_index=-100,
+):  # fmt: skip
+    """-t (1 - p)^gamma_pos log p - (1 - t) p_m^gamma_neg log(1 - p_m), p_m = max(p - clip, 0). Ridnik et al. 2021."""
+    params = [float(gamma_neg), float(clip), float(detach_factor)]
+    return _element_loss(
+        inputs, targets, "asymmetric", gamma_pos, params, weight=weight, pos_weight=pos_weight,
+        normalizer=normalizer, ignore_index=ignore_index, reduction=reduction,
+    )  # fmt: skip
+
+
+def quality_focal_loss(
+    inputs, targets, *, beta=2.0, reduction="mean", weight=None, pos_weight=None, normalizer=None, ignore_index=-100
+):
+    """QFL = |t - p|^beta BCE(x, t). Li et al. 2020, eq. 3."""
+    return _element_loss(
+        inputs, targets, "quality_focal", beta, [], weight=weight, pos_weight=pos_weight,
+        normalizer=normalizer, ignore_index=ignore_index, reduction=reduction,
+    )  # fmt: skip

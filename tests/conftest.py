@@ -3,6 +3,7 @@
 Triton's kernels run in its interpreter with TRITON_INTERPRET=1 IMBLOSS_BACKEND=triton: canaries around their buffers.
 """
 
+import functools
 import os
 
 import pytest
@@ -59,8 +60,9 @@ def launch_in_canaries(launch, kernel, rows, *args, **constants):
 
 @pytest.fixture(autouse=INTERPRETED)
 def canaries(monkeypatch):
-    from imbloss.kernels import softmax_rows
+    from imbloss.kernels import sigmoid_elements, softmax_rows
 
-    launch = softmax_rows._launch
-    monkeypatch.setattr(softmax_rows, "_launch", lambda *args, **kw: launch_in_canaries(launch, *args, **kw))
-    monkeypatch.setattr(softmax_rows, "TILE", 2**20)  # the interpreter takes 5 ms a program, however large
+    for module in (sigmoid_elements, softmax_rows):
+        launch = functools.partial(launch_in_canaries, module._launch)
+        monkeypatch.setattr(module, "_launch", launch)
+        monkeypatch.setattr(module, "TILE", 2**20)  # the interpreter takes 5 ms a program, however large

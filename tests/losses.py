@@ -437,3 +437,186 @@ LOSSES = [
         errors={**{name: error for name, error in PRIOR_ERRORS.items() if name != "tau"}, **LADE_ERRORS},
     ),
 ]  # fmt: skip
+
+# ---- losses of elements ------------------------------------------------------------------------------------------
+# Here a sample's keyword "targets" is not the loss's: it says what kind of targets there are, see test_elements.py.
+ELEMENT_SHARED: dict[str, Sample] = {
+    "0 or 1": lambda c, n: {},
+    "0 or 1, mean": lambda c, n: {"reduction": "mean"},
+    "0 or 1, sum": lambda c, n: {"reduction": "sum"},
+    "soft": lambda c, n: {"targets": "soft", "reduction": "none"},
+    "soft, mean": lambda c, n: {"targets": "soft", "reduction": "mean"},
+    "bool": lambda c, n: {"targets": "bool", "reduction": "mean"},
+    "integers, none": lambda c, n: {"targets": "integers", "reduction": "none"},
+    "integers, mean": lambda c, n: {"targets": "integers", "reduction": "mean"},
+    "indices, none": lambda c, n: {"targets": "indices", "reduction": "none"},
+    "indices, mean": lambda c, n: {"targets": "indices", "reduction": "mean"},
+    "some ignored, mean": lambda c, n: {"targets": "some ignored", "reduction": "mean"},
+    "class 0 ignored": lambda c, n: {"targets": "indices", "ignore_index": 0, "reduction": "mean"},
+    "weight": lambda c, n: {"weight": uneven(c), "reduction": "mean"},
+    "weight, indices": lambda c, n: {"weight": uneven(c), "targets": "indices", "reduction": "sum"},
+    "weight of elements": lambda c, n: {"weight": element_weights(c, n), "reduction": "none"},
+    "weight of rows, soft": lambda c, n: {
+        "weight": row_weights(n).unsqueeze(1).expand(n[0], c, *n[1:]), "targets": "soft",
+    },
+    "positive weight": lambda c, n: {"pos_weight": 3.0},
+    "positive weight, soft": lambda c, n: {"pos_weight": 0.3, "targets": "soft", "reduction": "sum"},
+    "positive weight per class": lambda c, n: {"pos_weight": uneven(c), "targets": "integers"},
+    "normalizer": lambda c, n: {"normalizer": 7.5, "reduction": "mean"},
+    "normalizer tensor": lambda c, n: {"normalizer": torch.tensor(3), "reduction": "mean", "targets": "indices"},
+}  # fmt: skip
+ELEMENT_ERRORS: dict[str, tuple[Keywords, type[Exception], str]] = {
+    "reduction": ({"reduction": "avg"}, ValueError, r"expected reduction to be .*, but got 'avg'"),
+    "normalizer": (
+        {"normalizer": 2, "reduction": "sum"}, ValueError, 'expected normalizer only with reduction="mean"',
+    ),
+    "normalizer tensor": (
+        {"normalizer": torch.ones(2), "reduction": "mean"}, ValueError, "expected normalizer to be a number",
+    ),
+    "weight length": ({"weight": torch.ones(3)}, ValueError, r"expected weight of shape \(4,\), but got \(3,\)"),
+    "weight dtype": (
+        {"weight": torch.ones(4).long()}, TypeError, "expected weight to be a tensor of a floating dtype",
+    ),
+    "weight list": ({"weight": [1.0] * 4}, TypeError, "expected weight to be a tensor .* but got list"),
+    "positive weight": ({"pos_weight": -1.0}, ValueError, "expected pos_weight >= 0 and finite, but got -1.0"),
+    "positive weight length": (
+        {"pos_weight": torch.ones(3)}, ValueError, r"expected pos_weight of shape \(4,\), but got \(3,\)",
+    ),
+}  # fmt: skip
+GAMMA_ERROR = r"expected {} in \[0, 1e\+06\], but got {}"
+
+
+def element_weights(classes: int, shape: Shape) -> torch.Tensor:
+    return row_weights((shape[0], classes, *shape[1:]))
+
+
+def binary_cross_entropy(x: torch.Tensor, t: torch.Tensor, **keywords) -> torch.Tensor:
+    return torch.nn.functional.binary_cross_entropy_with_logits(x, t.to(x.dtype), **keywords)
+
+
+def torchvision_focal_loss(x, t, alpha=0.25, gamma=2.0, reduction="none"):
+    """torchvision.ops.sigmoid_focal_loss, the computation."""
+    t = t.to(x.dtype)
+    p, ce = x.sigmoid(), binary_cross_entropy(x, t, reduction="none")
+    loss = ce * (1 - (p * t + (1 - p) * (1 - t))) ** gamma
+    if alpha >= 0:
+        loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
+    return {"none": loss, "mean": loss.mean(), "sum": loss.sum()}[reduction]
+
+
+ELEMENTS = [
+    Loss(
+        "sigmoid_focal_loss",
+        samples={
+            **ELEMENT_SHARED,
+            "gamma 0": lambda c, n: {"gamma": 0, "reduction": "mean"},
+            "gamma 0.5": lambda c, n: {"gamma": 0.5},
+            "gamma 0.5, soft": lambda c, n: {"gamma": 0.5, "targets": "soft"},
+            "gamma 1, without alpha": lambda c, n: {"gamma": 1.0, "alpha": -1},
+            "gamma 3.7, without alpha, soft": lambda c, n: {"gamma": 3.7, "alpha": None, "targets": "soft"},
+            "gamma 3, alpha 0.9": lambda c, n: {"gamma": 3.0, "alpha": 0.9, "targets": "bool", "reduction": "sum"},
+            "gamma per class": lambda c, n: {"gamma": uneven(c, 0.0, 3.0), "reduction": "mean"},
+            "gamma per class, soft": lambda c, n: {"gamma": uneven(c, 0.0, 3.0), "targets": "soft"},
+            "alpha per class": lambda c, n: {"alpha": uneven(c, 0.0, 1.0)},
+            "all per class, indices": lambda c, n: {
+                "alpha": uneven(c, 0.1, 0.9), "gamma": uneven(c, 0.0, 3.0), "weight": uneven(c),
+                "pos_weight": uneven(c, 1.0, 9.0), "targets": "indices", "reduction": "mean",
+            },
+        },
+        errors={
+            **ELEMENT_ERRORS,
+            "alpha": ({"alpha": 1.5}, ValueError, "expected alpha <= 1 and finite, but got 1.5"),
+            "alpha length": ({"alpha": torch.ones(3)}, ValueError, r"expected alpha of shape \(4,\), but got \(3,\)"),
+            "alpha of a class": (
+                {"alpha": torch.tensor([0.1, 0.2, 1.3, 0.4])}, ValueError,
+                r"expected alpha in \[0, 1\], but got 1.29.* at index 2",
+            ),
+            "gamma": ({"gamma": -0.5}, ValueError, GAMMA_ERROR.format("gamma", "-0.5")),
+            "gamma length": ({"gamma": torch.ones(2)}, ValueError, r"expected gamma of shape \(4,\), but got \(2,\)"),
+            "gamma of a class": (
+                {"gamma": torch.tensor([1.0, -1, 0, 0])}, ValueError, "expected gamma >= 0 .* but got -1.0 at index 1",
+            ),
+        },
+        identities={
+            "torchvision's": (lambda c, n: {"alpha": 0.3, "gamma": 2, "reduction": "none"}, torchvision_focal_loss),
+            "torchvision's, soft": (
+                lambda c, n: {"alpha": 0.3, "gamma": 1.5, "reduction": "mean", "targets": "soft"},
+                torchvision_focal_loss,
+            ),
+            "gamma 0 without alpha is binary cross entropy": (
+                lambda c, n: {"alpha": -1, "gamma": 0, "reduction": "mean", "targets": "soft"},
+                lambda x, t, alpha, gamma, reduction: binary_cross_entropy(x, t),
+            ),
+            "weights are those of binary cross entropy": (
+                lambda c, n: {
+                    "alpha": None, "gamma": 0, "reduction": "mean", "targets": "soft", "weight": element_weights(c, n),
+                    "pos_weight": 2.5,
+                },
+                lambda x, t, alpha, gamma, reduction, weight, pos_weight: binary_cross_entropy(
+                    x, t, weight=weight.to(x.dtype), pos_weight=torch.tensor(pos_weight)
+                ),
+            ),
+            "one gamma and alpha for each class": (
+                lambda c, n: {"gamma": torch.full((c,), 1.7), "alpha": torch.full((c,), 0.2), "targets": "integers"},
+                lambda x, t, gamma, alpha: imbloss.sigmoid_focal_loss(x, t, 0.2, float(gamma[0])),
+            ),
+            "indices are one-hot": (
+                lambda c, n: {"targets": "indices", "ignore_index": -99, "reduction": "sum"},
+                lambda x, t, ignore_index, reduction: imbloss.sigmoid_focal_loss(
+                    x.movedim(1, -1),
+                    torch.nn.functional.one_hot(t.where(t >= 0, x.shape[1]), x.shape[1] + 1)[..., :-1],
+                    reduction=reduction,
+                ),
+            ),
+        },
+    ),
+    Loss(
+        "asymmetric_loss",
+        samples={
+            **ELEMENT_SHARED,
+            "gammas that are not whole": lambda c, n: {"gamma_neg": 2.5, "gamma_pos": 0.5},
+            "gammas that are not whole, soft": lambda c, n: {"gamma_neg": 2.5, "gamma_pos": 0.5, "targets": "soft"},
+            "no clip": lambda c, n: {"clip": 0.0, "gamma_neg": 3.0},
+            "no clip, gammas that are not whole": lambda c, n: {"clip": 0, "gamma_neg": 3.3, "gamma_pos": 0.3},
+            "detached factor": lambda c, n: {"detach_factor": True},
+            "detached factor, soft, no clip": lambda c, n: {"detach_factor": True, "clip": 0.0, "targets": "soft"},
+            "gammas 0": lambda c, n: {"gamma_neg": 0.0, "gamma_pos": 0.0, "clip": 0.2},
+        },
+        errors={
+            **ELEMENT_ERRORS,
+            "gamma of negatives": ({"gamma_neg": -1.0}, ValueError, GAMMA_ERROR.format("gamma_neg", "-1.0")),
+            "gamma of positives": ({"gamma_pos": "1"}, TypeError, "expected gamma_pos to be a number, but got str '1'"),
+            "clip": ({"clip": 1.5}, ValueError, r"expected clip in \[0, 1\], but got 1.5"),
+        },
+        identities={
+            "equal gammas and no clip are focal loss": (
+                lambda c, n: {"gamma_neg": 1.3, "gamma_pos": 1.3, "clip": 0.0, "targets": "integers"},
+                lambda x, t, gamma_neg, gamma_pos, clip: imbloss.sigmoid_focal_loss(x, t, -1, 1.3, "mean"),
+            ),
+            "gammas 0 and no clip are binary cross entropy": (
+                lambda c, n: {"gamma_neg": 0, "gamma_pos": 0, "clip": 0, "targets": "soft"},
+                lambda x, t, gamma_neg, gamma_pos, clip: binary_cross_entropy(x, t),
+            ),
+        },
+    ),
+    Loss(
+        "quality_focal_loss",
+        samples={
+            **ELEMENT_SHARED,
+            "beta 0": lambda c, n: {"beta": 0.0, "targets": "soft"},
+            "beta 1": lambda c, n: {"beta": 1, "targets": "soft"},
+            "beta 1.5": lambda c, n: {"beta": 1.5, "targets": "soft", "reduction": "none"},
+        },
+        errors={**ELEMENT_ERRORS, "beta": ({"beta": -1.0}, ValueError, GAMMA_ERROR.format("beta", "-1.0"))},
+        identities={
+            "beta 0 is binary cross entropy": (
+                lambda c, n: {"beta": 0, "targets": "soft"},
+                lambda x, t, beta: binary_cross_entropy(x, t),
+            ),
+            "targets of 0 and 1 are focal loss": (
+                lambda c, n: {"beta": 1.5, "reduction": "none", "targets": "bool"},
+                lambda x, t, beta, reduction: imbloss.sigmoid_focal_loss(x, t, -1, beta, reduction),
+            ),
+        },
+    ),
+]  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import INTERPRETED
-from losses import LOSSES, Loss, uneven
+from losses import ELEMENTS, LOSSES, Loss, uneven
 
 import imbloss
 from imbloss import _ops, functional, reference
@@ -776,6 +776,6 @@ def test_module_checks_its_arguments_once_and_for_all(loss, error):
 
 def test_every_public_loss_has_a_row():
     public = {name for name in imbloss.__all__ if name.endswith("_loss") or name in ("cross_entropy", "lader")}
-    assert public == {loss.name for loss in LOSSES}
-    for loss in LOSSES:
+    assert public == {loss.name for loss in LOSSES + ELEMENTS}
+    for loss in LOSSES + ELEMENTS:
         assert loss.module.__name__ in imbloss.__all__ and callable(loss.reference)

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_elements
 import torch
 from conftest import INTERPRETED
-from losses import LOSSES
+from losses import ELEMENTS, LOSSES
 from test_losses import assert_accurate, case
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -200,19 +201,11 @@ COMPILED = {
 }
 
 
-@out_of_the_interpreter
-@pytest.mark.parametrize("name", COMPILED)
-def test_the_kernels_compile_to_code_without_float64(name):
-    """Through the launches, as on a GPU; a float64 constant would slow down all that follows it."""
+def code_for_a_gpu(module, c):
+    """What the kernels of a module compile to when a case runs, through the launches, as on a GPU."""
     from triton.runtime import driver
 
-    from imbloss.kernels import class_columns, softmax_rows
-
-    loss_name, sample, shape, dtype = COMPILED[name]
-    (loss,) = (loss for loss in LOSSES if loss.name == loss_name)
-    c = case(loss, sample, 10, shape, dtype)
     library = torch.library.Library("imbloss", "IMPL")
-    module = class_columns if loss_name in ("lade_loss", "lader") else softmax_rows
     kernels = [kernel for kernel in vars(module).values() if hasattr(kernel, "device_caches")]
     driver.set_active(CompileOnly(90))
     try:
@@ -220,13 +213,47 @@ def test_the_kernels_compile_to_code_without_float64(name):
             patch.setattr(_ops, "_kernels", {"cpu": "triton"})
             _ops._register_triton(library, "CPU", allow_override=True)
             c.run()
-        compiled = [code for kernel in kernels for code in kernel.device_caches[90][0].values()]
+        return [code for kernel in kernels for code in kernel.device_caches[90][0].values()]
     finally:
         library._destroy()
         driver.set_active(None)
+
+
+def assert_without_float64(compiled):
+    """A float64 constant would slow down all that follows it."""
     assert compiled
     for code in compiled:
         assert ".target sm_90" in code.asm["ptx"] and ".f64" not in code.asm["ptx"]
+
+
+@out_of_the_interpreter
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_kernels_compile_to_code_without_float64(name):
+    from imbloss.kernels import class_columns, softmax_rows
+
+    loss_name, sample, shape, dtype = COMPILED[name]
+    (loss,) = (loss for loss in LOSSES if loss.name == loss_name)
+    module = class_columns if loss_name in ("lade_loss", "lader") else softmax_rows
+    assert_without_float64(code_for_a_gpu(module, case(loss, sample, 10, shape, dtype)))
+
+
+COMPILED_ELEMENTS = {
+    "plain": ("sigmoid_focal_loss", "0 or 1, mean", (5, 3), torch.float32),
+    "per class": ("sigmoid_focal_loss", "all per class, indices", (5, 3), torch.bfloat16),
+    "bool": ("sigmoid_focal_loss", "bool", (2, 3, 4), torch.bfloat16),
+    "clipped": ("asymmetric_loss", "weight of rows, soft", (5, 3), torch.float32),
+    "soft": ("quality_focal_loss", "beta 1.5", (2, 3, 4), torch.float16),
+}
+
+
+@out_of_the_interpreter
+@pytest.mark.parametrize("name", COMPILED_ELEMENTS)
+def test_the_kernels_of_elements_compile_to_code_without_float64(name):
+    from imbloss.kernels import sigmoid_elements
+
+    loss_name, sample, shape, dtype = COMPILED_ELEMENTS[name]
+    (loss,) = (loss for loss in ELEMENTS if loss.name == loss_name)
+    assert_without_float64(code_for_a_gpu(sigmoid_elements, test_elements.case(loss, sample, shape, dtype)))
 
 
 class Operators(TorchDispatchMode):

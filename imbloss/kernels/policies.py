@@ -91,3 +91,112 @@ def poly(log_p, p, q, gamma, args, WHOLE: tl.constexpr):
 
 
 POLICIES = {"focal": focal, "poly": poly}  # as in csrc/policies.h
+
+
+# ---- elements ------------------------------------------------------------------------------------------------------
+@triton.jit
+def sigmoid(x):
+    """log p, log q, p, q, each to full relative precision: p = sigmoid(x), q = 1 - p."""
+    magnitude = tl.abs(x)
+    e = tl.exp2(magnitude * -LOG2E)
+    rest = log1p(e)
+    larger = tl.div_rn(1.0, 1.0 + e)
+    smaller = e * larger
+    negative = x < 0.0
+    log_p = tl.where(negative, -(magnitude + rest), -rest)
+    log_q = tl.where(negative, -rest, -(magnitude + rest))
+    return log_p, log_q, tl.where(negative, smaller, larger), tl.where(negative, larger, smaller)
+
+
+@triton.jit
+def _times(share, value):
+    """share * value: 0 without a share, even of an infinite value."""
+    return tl.where(share == 0.0, 0.0, share * value)
+
+
+@triton.jit
+def _finite(log_p):
+    """For products with a p of 0."""
+    return tl.where(log_p < -1e30, -1e30, log_p)
+
+
+@triton.jit
+def _focal_factor(q, log_q, gamma, WHOLE: tl.constexpr):
+    """q^gamma from log q, which is more exact than `power`; 0^0 is 1."""
+    return power(q, gamma, WHOLE) if WHOLE >= 0 else tl.exp2(gamma * _finite(log_q) * LOG2E)
+
+
+@triton.jit
+def _binary_cross_entropy(log_p, log_q, p, q, t, pos_weight):
+    """Of a target t, and its slope."""
+    value = _times(pos_weight * t, -log_p) + _times(1.0 - t, -log_q)
+    return value, (1.0 - t) * p - pos_weight * t * q
+
+
+# A policy has two ways to value and slope of an element, as in csrc/policies.h. Hard: the target is 0 or 1; log p,
+# log q, p and q are those of u, x for target 1 and -x for 0, and so is the slope. Soft: the target is t, in [0, 1].
+@triton.jit
+def sigmoid_focal(log_p, log_q, p, q, positive, gamma, args, WHOLE: tl.constexpr):
+    """q_t^gamma BCE, q_t = p (1 - t) + q t: Lin et al. 2017, eq. 5, with torchvision's meaning of soft targets."""
+    factor = _focal_factor(q, log_q, gamma, WHOLE)
+    return -(factor * log_p), factor * (gamma * p * _finite(log_p) - q)
+
+
+@triton.jit
+def sigmoid_focal_soft(log_p, log_q, p, q, t, pos_weight, gamma, args, WHOLE: tl.constexpr):
+    q_t = tl.maximum((1.0 - t) * p + t * q, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    factor = power(q_t, gamma, WHOLE)
+    bce, slope = _binary_cross_entropy(log_p, log_q, p, q, t, pos_weight)
+    moved = tl.where(p * q == 0.0, 0.0, _times(tl.div_rn(p * q, q_t), bce) * (1.0 - 2.0 * t))
+    return factor * bce, factor * (gamma * moved + slope)
+
+
+@triton.jit
+def asymmetric(log_p, log_q, p, q, positive, gamma, args, WHOLE: tl.constexpr):
+    """-t q^gamma log p - (1 - t) p_m^gamma_neg log(1 - p_m), p_m = max(p - clip, 0): Ridnik et al. 2021, eq. 4 to 7.
+
+    Here q_m, what the clip leaves of q, and 1 - q_m = p + clip belong to the negatives alone.
+    """
+    gamma_neg, clip, detach = args[0], args[1], args[2]
+    clipped = (positive == 0) & (clip != 0.0)
+    exponent = tl.where(positive, gamma, gamma_neg)
+    q_m = tl.where(clipped, tl.maximum(q - clip, 0.0, propagate_nan=tl.PropagateNan.ALL), q)
+    factor = tl.where(clipped, power(q_m, exponent, -1), _focal_factor(q, log_q, exponent, -1))
+    cut = q_m == 0.0
+    rest = tl.where(clipped, p + clip, 1.0)
+    clipped_loss = log1p(tl.div_rn(q_m, rest))
+    loss = tl.where(clipped, clipped_loss, -log_p)
+    slope = tl.where(clipped, tl.where(cut, 0.0, tl.div_rn(p * q, rest)), q)
+    clipped_moved = tl.where(cut, 0.0, -p * q * tl.div_rn(clipped_loss, tl.where(cut, 1.0, q_m)))
+    moved = tl.where(clipped, clipped_moved, p * _finite(log_p))
+    return factor * loss, tl.where(detach != 0.0, -(factor * slope), factor * (exponent * moved - slope))
+
+
+@triton.jit
+def asymmetric_soft(log_p, log_q, p, q, t, pos_weight, gamma, args, WHOLE: tl.constexpr):
+    one, one_slope = asymmetric(log_p, log_q, p, q, t == t, gamma, args, WHOLE)
+    zero, zero_slope = asymmetric(log_q, log_p, q, p, t != t, gamma, args, WHOLE)
+    share = pos_weight * t
+    return _times(share, one) + _times(1.0 - t, zero), share * one_slope - (1.0 - t) * zero_slope
+
+
+@triton.jit
+def quality_focal(log_p, log_q, p, q, positive, gamma, args, WHOLE: tl.constexpr):
+    """|t - p|^beta BCE, beta in the place of gamma: Li et al. 2020, eq. 3."""
+    return sigmoid_focal(log_p, log_q, p, q, positive, gamma, args, WHOLE)
+
+
+@triton.jit
+def quality_focal_soft(log_p, log_q, p, q, t, pos_weight, gamma, args, WHOLE: tl.constexpr):
+    excess = (1.0 - t) * p - t * q
+    factor = power(tl.abs(excess), gamma, WHOLE)
+    bce, slope = _binary_cross_entropy(log_p, log_q, p, q, t, pos_weight)
+    moved = tl.where(excess == 0.0, 0.0, _times(tl.div_rn(p * q, tl.where(excess == 0.0, 1.0, excess)), bce))
+    return factor * bce, factor * (gamma * moved + slope)
+
+
+ELEMENT_POLICIES = {  # name -> (hard, soft), as in csrc/policies.h
+    "sigmoid_focal": (sigmoid_focal, sigmoid_focal_soft),
+    "asymmetric": (asymmetric, asymmetric_soft),
+    "quality_focal": (quality_focal, quality_focal_soft),
+}
