@@ -19,7 +19,7 @@ import imbloss
 
 pytestmark = pytest.mark.isa
 
-settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=100)
+settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=500)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 

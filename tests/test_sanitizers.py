@@ -36,7 +36,8 @@ def planted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
     (folder / "planted.cpp").write_text(PLANTED)
     csrc = os.path.join(os.path.dirname(__file__), "..", "csrc")
-    command = [os.environ.get("CXX", "g++"), *FLAGS.split(), *build_table().WARNINGS, f"-I{csrc}", "-shared", "-fPIC"]
+    flags = [*FLAGS.split(), *build_table().WARNINGS, f"-I{csrc}", "-shared", "-fPIC", "-fvisibility=default"]
+    command = [os.environ.get("CXX", "g++"), *flags]
     subprocess.run([*command, str(folder / "planted.cpp"), "-o", str(folder / "planted.so")], check=True)
     return folder / "planted.so"
 
