@@ -197,7 +197,8 @@ def class_columns(logits, target, operands, numbers, ignore_index, reduction, es
 def class_columns_backward(grad_output, logits, target, kept, operands, numbers, ignore_index, estimator):
     rows = softmax_rows._as_rows(logits)
     num_rows, num_classes, inner = softmax_rows._shape(rows)
-    grad, grad_rows = softmax_rows._new_grad(logits)
+    grad = torch.empty_like(logits)
+    grad_rows = softmax_rows._as_rows(grad)
     stats, factors = kept.split([NUM_ROW_STATS * num_rows, NUM_COLUMN_FACTORS * num_classes + 1])
     softmax_rows._launch(
         class_columns_backward_kernel, rows,
