@@ -481,7 +481,7 @@ def quality_focal_loss(
     Source: Li et al., Generalized Focal Loss, NeurIPS 2020, eq. 3.
 
     >>> quality_focal_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.0]))
-    tensor(0.3822)
+    tensor(0.3821)
     """
     return sigmoid_elements(
         inputs, targets, gamma=beta, gamma_name="beta", weight=weight, pos_weight=pos_weight, normalizer=normalizer,

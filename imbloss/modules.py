@@ -383,7 +383,7 @@ class QualityFocalLoss(_ElementLoss):
     """Quality focal loss: see :func:`imbloss.quality_focal_loss`.
 
     >>> QualityFocalLoss()(torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.0]))
-    tensor(0.3822)
+    tensor(0.3821)
     """
 
     def __init__(
