@@ -490,6 +490,13 @@ def element_weights(classes: int, shape: Shape) -> torch.Tensor:
     return row_weights((shape[0], classes, *shape[1:]))
 
 
+def one_hot(y: torch.Tensor, classes: int) -> torch.Tensor:
+    """Integer targets from class indices: -1 and C are background, -100 is ignored in every class."""
+    background = y.where((y >= 0) & (y < classes), classes)
+    t = torch.nn.functional.one_hot(background, classes + 1)[..., :-1].movedim(-1, 1)
+    return t.where((y != -100).unsqueeze(1), -100)
+
+
 def binary_cross_entropy(x: torch.Tensor, t: torch.Tensor, **keywords) -> torch.Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(x, t.to(x.dtype), **keywords)
 
@@ -557,16 +564,12 @@ ELEMENTS = [
                 ),
             ),
             "one gamma and alpha for each class": (
-                lambda c, n: {"gamma": torch.full((c,), 1.7), "alpha": torch.full((c,), 0.2), "targets": "integers"},
-                lambda x, t, gamma, alpha: imbloss.sigmoid_focal_loss(x, t, 0.2, float(gamma[0])),
+                lambda c, n: {"gamma": torch.full((c,), 1.5), "alpha": torch.full((c,), 0.25), "targets": "integers"},
+                lambda x, t, gamma, alpha: imbloss.sigmoid_focal_loss(x, t, 0.25, 1.5),
             ),
             "indices are one-hot": (
-                lambda c, n: {"targets": "indices", "ignore_index": -99, "reduction": "sum"},
-                lambda x, t, ignore_index, reduction: imbloss.sigmoid_focal_loss(
-                    x.movedim(1, -1),
-                    torch.nn.functional.one_hot(t.where(t >= 0, x.shape[1]), x.shape[1] + 1)[..., :-1],
-                    reduction=reduction,
-                ),
+                lambda c, n: {"targets": "indices", "reduction": "none"},
+                lambda x, t, reduction: imbloss.sigmoid_focal_loss(x, one_hot(t, x.shape[1])),
             ),
         },
     ),
