@@ -42,8 +42,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks report
 
 # A core and a package of their own, in build/sanitize, for the tests marked isa. Of AVX2: the parts of vectors that it
-# reads one by one are masked loads in AVX-512, which the sanitizers do not see.
+# reads one by one are masked loads in AVX-512, which the sanitizers do not see. Without inlining, which would take many
+# minutes to compile, nothing is fused into multiply-adds: the test of the last digit is left out.
 SANITIZED_ISA ?= avx2
+SANITIZED_TESTS ?= tests
 SANITIZERS := -O1 -g1 -fno-inline -w -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 CXX_FILE = $(shell $(CXX) -print-file-name=$(1))
 
@@ -52,7 +54,7 @@ sanitize: $(VENV)/.dev
 		$(BIN)/python setup.py -q build --build-lib build/sanitize --build-temp build/sanitize-objects
 	LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		ATEN_CPU_CAPABILITY=$(SANITIZED_ISA) IMBLOSS_EXPECTED_ISA=$(SANITIZED_ISA) PYTHONPATH=build/sanitize \
-		$(BIN)/pytest -q -m isa
+		$(BIN)/pytest -q --capture=sys -m isa -k "not no_digit_is_lost" $(SANITIZED_TESTS)
 
 core: $(VENV)/.dev
 
