@@ -7,6 +7,7 @@ one is installed. They are checked to compute the same before they are timed.
 import functools
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -98,6 +99,42 @@ def vs(counts, gamma=0.15, tau=1.0):
     return lambda x, y: F.cross_entropy(factor * x + offset, y)
 
 
+def lade(prior, alpha=0.1, lam=0.1):
+    """As the paper's code, github.com/hyperconnect/LADE, computes it."""
+
+    def loss(x, y):
+        n, c = x.shape
+        one_hot = y == torch.arange(c).view(-1, 1)
+        first = (x.T * one_hot).sum(-1) / (one_hot.sum(-1).float() + 1e-8)
+        spread = (x - torch.log(prior + 1e-9) + math.log(1 / c + 1e-9)).T
+        second = torch.logsumexp(spread, -1) - math.log(n)
+        regulariser = -((first - second - lam * second**2) * prior).sum()
+        return F.cross_entropy(x + prior.log(), y) + alpha * regulariser
+
+    return loss
+
+
+def sigmoid_focal(x, t, alpha=0.25, gamma=2.0):
+    p, ce = torch.sigmoid(x), F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    p_t = p * t + (1 - p) * (1 - t)
+    return ((alpha * t + (1 - alpha) * (1 - t)) * ce * (1 - p_t) ** gamma).mean()
+
+
+def sigmoid_focal_of_indices(x, y):
+    return sigmoid_focal(x, F.one_hot(y, x.shape[1]).to(x.dtype))
+
+
+def asymmetric(x, t, gamma_neg=4.0, gamma_pos=1.0, clip=0.05):
+    p = torch.sigmoid(x)
+    p_m = (p - clip).clamp(min=0)
+    ones, zeros = t * torch.log(p.clamp(min=1e-8)), (1 - t) * torch.log((1 - p_m).clamp(min=1e-8))
+    return -((1 - p) ** gamma_pos * ones + p_m**gamma_neg * zeros).mean()
+
+
+def quality_focal(x, t):
+    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * (t - torch.sigmoid(x)).abs() ** 2).mean()
+
+
 def kornia_focal(x, y):
     """kornia's "mean" is over rows and classes."""
     losses = importlib.import_module("kornia.losses")
@@ -136,6 +173,30 @@ def softmax_case(
 
 def focal_case(*shape: int, **options) -> Case:
     return softmax_case("focal_loss", shape, imbloss.focal_loss, focal(), peer=("kornia", kornia_focal), **options)
+
+
+def lade_case(rows: int, classes: int) -> Case:
+    counts = long_tailed_counts(classes).float()
+    prior = counts / counts.sum()
+    ours = functools.partial(imbloss.lade_loss, prior=prior, alpha=0.1, lam=0.1)
+    return softmax_case("lade_loss", (rows, classes), ours, lade(prior))
+
+
+def element_case(function: str, *shape: int, eager: Provider, targets: str = "sparse", note: str = "") -> Case:
+    """Of logits that are a question each: one target in a hundred is 1, or all are in [0, 1], or class indices."""
+
+    def inputs():
+        x = torch.randn(shape).requires_grad_()
+        if targets == "indices":
+            return x, torch.randint(shape[1], shape[:1])
+        return x, torch.rand(shape) if targets == "soft" else (torch.rand(shape) < 0.01).float()
+
+    ours = functools.partial(getattr(imbloss, function), reduction="mean")
+    providers = {"imbloss": ours, "eager": eager}
+    if targets != "indices":
+        providers["builtin"] = F.binary_cross_entropy_with_logits
+    detail = "x".join(map(str, shape)) + (f" {note}" if note else "")
+    return Case(function, detail, inputs, providers, section="elements", peak=targets == "indices")
 
 
 def others(classes: int = 100, rows: int = 4096) -> list[Case]:
@@ -214,6 +275,16 @@ CASES = [
     *variants(4096, 1000),
     softmax_case("focal_loss", (4, 19, 256, 512), imbloss.focal_loss, soft_focal, soft=True, note="soft"),
     *others(),
+    lade_case(128, 100),
+    lade_case(4096, 10),
+    lade_case(4096, 1000),
+    lade_case(256, 8142),
+    element_case("sigmoid_focal_loss", 65536, eager=sigmoid_focal),
+    element_case("sigmoid_focal_loss", 512, 1203, eager=sigmoid_focal),
+    element_case("sigmoid_focal_loss", 8192, 1203, eager=sigmoid_focal_of_indices, targets="indices", note="indices"),
+    element_case("sigmoid_focal_loss", 8_388_608, eager=sigmoid_focal),
+    element_case("asymmetric_loss", 512, 1203, eager=asymmetric),
+    element_case("quality_focal_loss", 512, 1203, eager=quality_focal, targets="soft"),
     *(focal_case(round(elements / 1000), 1000, section="scaling") for elements in (1e6, 3e6, 1e7, 3e7, 1e8)),
 ]
 CASES += against_the_reference(but={case.function for case in CASES})

@@ -9,11 +9,11 @@ from pathlib import Path
 RIVALS = {  # providers' names in the JSON -> in the document
     "eager": "by hand",
     "compile": "torch.compile",
-    "builtin": "torch's cross entropy",
+    "builtin": "torch's own",
 }
-BUILTINS = {"sigmoid_focal_loss": "BCE", "asymmetric_loss": "BCE", "quality_focal_loss": "BCE"}
 SECTIONS = {  # in the document's order; one that is not here follows under its own name
     "losses": "Forward and backward",
+    "elements": "Forward and backward of elements",
     "scaling": "From a million to a hundred million elements",
 }
 
@@ -52,8 +52,9 @@ def render(results: dict) -> str:
         "All providers of a case take turns, round by round, in one process; a ratio is the median over the rounds of "
         "rival over imbloss: above 1, imbloss is faster. Read the ratios: a time by itself says more about the "
         'machine. "By hand" is what people write in PyTorch, torch.compile is that compiled (`dynamic=False`); before '
-        "they are timed, value and gradient are checked to agree with imbloss. torch's cross entropy is less work than "
-        'a focal loss. "Copy" is one `Tensor.copy_` of the logits into memory that is already there, the bound for '
+        "they are timed, value and gradient are checked to agree with imbloss. torch's own is `F.cross_entropy`, of "
+        "elements `F.binary_cross_entropy_with_logits`, which is less work than most losses here. "
+        '"Copy" is one `Tensor.copy_` of the logits into memory that is already there, the bound for '
         "work that must read and write them once; imbloss writes its gradient to new memory.",
     ]
     if machine["load"] > machine["cpus"] / 2:
