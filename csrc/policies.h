@@ -94,15 +94,15 @@ class AnyPolicy {
 // ---- elements: sigmoid(x) against a target in [0, 1] (docs/math.md, section 5) ------------------------------------
 template <class V>
 struct Sigmoid {
-  V log_p, log_q, p, q;  // p = sigmoid(x), q = 1 - p, each to full relative precision
-  IMBLOSS_INLINE Sigmoid mirrored() const { return {log_q, log_p, q, p}; }  // of -x
+  V loss_p, loss_q, p, q;  // p = sigmoid(x), q = 1 - p, -log p, -log q, each to full relative precision
+  IMBLOSS_INLINE Sigmoid mirrored() const { return {loss_q, loss_p, q, p}; }  // of -x
 };
 template <class V>
 IMBLOSS_INLINE Sigmoid<V> sigmoid(V x) {
-  V e = exp(-abs(x)), rest = log1p_of_fraction(e), larger = reciprocal(e + 1), smaller = e * larger;
-  V log_larger = -rest, log_smaller = -(abs(x) + rest);
+  V below = minus_abs(x), e = exp(below), larger = reciprocal(e + 1), smaller = e * larger;
+  V loss_larger = log1p_of_fraction(e), loss_smaller = loss_larger - below;
   auto negative = x < V(0);
-  return {select(negative, log_smaller, log_larger), select(negative, log_larger, log_smaller),
+  return {select(negative, loss_smaller, loss_larger), select(negative, loss_larger, loss_smaller),
           select(negative, smaller, larger), select(negative, larger, smaller)};
 }
 
@@ -111,16 +111,21 @@ template <class V>
 IMBLOSS_INLINE V times(V share, V value) {
   return select(share == V(0), V(0), share * value);
 }
-// q^gamma from log q, which costs less than pow; 0^0 is 1.
+// A loss that can be multiplied by a p of 0.
 template <class V>
-IMBLOSS_INLINE V focal_factor(V q, V log_q, Exponent<V> gamma) {
+IMBLOSS_INLINE V finite(V loss) {
+  return min(V(1e30f), loss);
+}
+// q^gamma from -log q, which costs less than pow; 0^0 is 1.
+template <class V>
+IMBLOSS_INLINE V focal_factor(V q, V loss_q, Exponent<V> gamma) {
   if (gamma.whole >= 0) return whole_power(q, gamma.whole);
-  return exp((gamma.high + gamma.low) * max(V(-1e30f), log_q));
+  return exp(-(gamma.high + gamma.low) * finite(loss_q));
 }
 // Binary cross entropy of a target t, and its slope.
 template <class V>
 IMBLOSS_INLINE Point<V> binary_cross_entropy(const Sigmoid<V>& s, V t, V pos_weight) {
-  return {times(pos_weight * t, -s.log_p) + times(1 - t, -s.log_q), (1 - t) * s.p - pos_weight * t * s.q};
+  return {times(pos_weight * t, s.loss_p) + times(1 - t, s.loss_q), (1 - t) * s.p - pos_weight * t * s.q};
 }
 
 // A policy has two ways to value and slope of an element:
@@ -136,9 +141,8 @@ struct SigmoidFocal {
 
   template <class V, class M>
   IMBLOSS_INLINE Point<V> hard(const Sigmoid<V>& s, M, Exponent<V> gamma) const {
-    V factor = focal_factor(s.q, s.log_q, gamma);
-    V p_log_p = s.p * max(V(-1e30f), s.log_p);  // -> 0 at p = 0
-    return {-(factor * s.log_p), factor * ((gamma.high + gamma.low) * p_log_p - s.q)};
+    V factor = focal_factor(s.q, s.loss_q, gamma), p_loss = s.p * finite(s.loss_p);  // -> 0 at p = 0
+    return {factor * s.loss_p, factor * (-((gamma.high + gamma.low) * p_loss) - s.q)};
   }
 
   template <class V>
@@ -168,18 +172,18 @@ struct Asymmetric {
     V q_m = clipped ? select(positive, s.q, max(V(0), s.q - clip)) : s.q;
     V factor = whole     ? select(positive, whole_power(q_m, gamma.whole), whole_power(q_m, negative.whole))
                : clipped ? pow(q_m, exponent_of_lanes(exponent))
-                         : focal_factor(s.q, s.log_q, exponent_of_lanes(exponent));
-    V loss = -s.log_p, slope = s.q;           // without the factor: -log p, and minus its slope
-    V moved = s.p * max(V(-1e30f), s.log_p);  // minus d log q_m / d u times the loss
+                         : focal_factor(s.q, s.loss_q, exponent_of_lanes(exponent));
+    V loss = s.loss_p, slope = s.q;    // without the factor: -log p, and minus its slope
+    V moved = s.p * finite(s.loss_p);  // minus d log q_m / d u times the loss
     if (clipped) {
-      V rest = s.p + clip;
-      V clipped_loss = log1p(q_m / rest), p_q = s.p * s.q;
+      V rest = s.p + clip, p_q = s.p * s.q;
+      V clipped_loss = log1p(q_m / rest);
       auto cut = q_m == V(0);
       loss = select(positive, loss, clipped_loss);
       slope = select(positive, slope, select(cut, V(0), p_q / rest));
-      moved = select(positive, moved, select(cut, V(0), -p_q * clipped_loss / q_m));
+      moved = select(positive, moved, select(cut, V(0), p_q * clipped_loss / q_m));
     }
-    return {factor * loss, detach ? -(factor * slope) : factor * (exponent * moved - slope)};
+    return {factor * loss, factor * (detach ? -slope : -(exponent * moved) - slope)};
   }
 
   template <class V>

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -116,6 +117,7 @@ IMBLOSS_BINARY(-)
 IMBLOSS_BINARY(*)
 IMBLOSS_BINARY(/)
 IMBLOSS_BINARY(&)
+IMBLOSS_BINARY(|)
 #undef IMBLOSS_BINARY
 
 template <class T, int U>
@@ -155,6 +157,8 @@ IMBLOSS_INLINE Vec<T, U> from_bits(Vec<BitsOf<T>, U> a) {
 #if defined(__AVX512F__)
 IMBLOSS_INLINE __m512 max_register(Register<float> a, Register<float> b) { return _mm512_max_ps(a, b); }
 IMBLOSS_INLINE __m512d max_register(Register<double> a, Register<double> b) { return _mm512_max_pd(a, b); }
+IMBLOSS_INLINE __m512 min_register(Register<float> a, Register<float> b) { return _mm512_min_ps(a, b); }
+IMBLOSS_INLINE __m512d min_register(Register<double> a, Register<double> b) { return _mm512_min_pd(a, b); }
 IMBLOSS_INLINE __mmask16 less_register(Register<float> a, Register<float> b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
 }
@@ -191,6 +195,10 @@ IMBLOSS_INLINE Register<double> max_register(Register<double> a, Register<double
 #else
   return a > b ? a : b;
 #endif
+}
+template <class R>
+IMBLOSS_INLINE R min_register(R a, R b) {
+  return a < b ? a : b;
 }
 template <class R>
 IMBLOSS_INLINE auto less_register(R a, R b) {
@@ -257,6 +265,13 @@ IMBLOSS_INLINE Vec<T, U> max(Vec<T, U> a, Vec<T, U> b) {
   for (int i = 0; i < U; i++) a.r[i] = max_register(a.r[i], b.r[i]);
   return a;
 }
+// The smaller of two; b where either is NaN.
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> min(Vec<T, U> a, Vec<T, U> b) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) a.r[i] = min_register(a.r[i], b.r[i]);
+  return a;
+}
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> min(Vec<T, U> a, Vec<T, U> b) {
   IMBLOSS_UNROLL
@@ -266,6 +281,10 @@ IMBLOSS_INLINE Vec<T, U> min(Vec<T, U> a, Vec<T, U> b) {
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> abs(Vec<T, U> a) {
   return from_bits<T>(to_bits(a) & static_cast<BitsOf<T>>(~(uint64_t(1) << (8 * sizeof(T) - 1))));
+}
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> minus_abs(Vec<T, U> a) {
+  return from_bits<T>(to_bits(a) | Vec<BitsOf<T>, U>(std::numeric_limits<BitsOf<T>>::min()));
 }
 template <class T, int U>
 IMBLOSS_INLINE Mask<T, U> operator<(Vec<T, U> a, Vec<T, U> b) {

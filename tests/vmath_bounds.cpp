@@ -52,6 +52,7 @@ void report(const char* type, long count) {
   std::printf("exp %s %.3Lf\n", type, std::fmax(worst<T>(T(-1e-9), low, count, e, el), worst<T>(T(1e-9), high, count, e, el)));
   std::printf("log %s %.3Lf\n", type, worst<T>(tiny, T(1e30), count, [](V x) { return log(x); }, [](long double x) { return std::log(x); }));
   std::printf("log1p %s %.3Lf\n", type, worst<T>(tiny, T(1e30), count, [](V x) { return log1p(x); }, [](long double x) { return std::log1p(x); }));
+  std::printf("log1p_of_fraction %s %.3Lf\n", type, worst<T>(tiny, T(1), count, [](V x) { return log1p_of_fraction(x); }, [](long double x) { return std::log1p(x); }));
   long double most = 0;
   for (double g : {0.0, 0.3, 0.5, 1.0 / 3, 1.5, 2.7, 3.3, 5.0, 17.3, 64.0}) {
     Exponent<V> exponent{V(high_part<T>(g)), V(static_cast<T>(g - high_part<T>(g)))};
