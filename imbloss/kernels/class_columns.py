@@ -23,7 +23,8 @@ from imbloss.kernels.softmax_rows import (
     _row_weight,
 )
 
-FEWEST_ROWS = 32  # of a program, whose sums take as much memory as four rows
+# Of a program: its sums take as much memory as four rows, and are in float32 (beyond in float64).
+ROW_RANGE = 32, 256
 
 
 @triton.jit
@@ -164,7 +165,7 @@ def class_columns_statistics(logits, target, operands, numbers, ignore_index, es
     prior, sample_weight, _ = operands
     rows = softmax_rows._as_rows(logits)
     num_rows, num_classes, inner = softmax_rows._shape(rows)
-    programs = triton.cdiv(num_rows, softmax_rows._tile(num_rows, num_classes, FEWEST_ROWS)[0])
+    programs = triton.cdiv(num_rows, softmax_rows._tile(num_rows, num_classes, ROW_RANGE)[0])
     stats = logits.new_zeros((NUM_ROW_STATS, num_rows), dtype=torch.float32)
     losses = logits.new_empty(num_rows, dtype=torch.float32)
     sums = logits.new_empty((NUM_COLUMN_STATS, programs, num_classes), dtype=torch.float32)
@@ -172,7 +173,7 @@ def class_columns_statistics(logits, target, operands, numbers, ignore_index, es
         class_columns_kernel, rows,
         rows, target.contiguous(), losses, stats, sums, *_constants(prior, estimator), sample_weight,
         num_rows, num_classes, inner, sums.stride(0), *rows.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]), fewest_rows=FEWEST_ROWS,
+        PRIOR_CE=bool(numbers[0]), row_range=ROW_RANGE,
     )  # fmt: skip
     counts = target != ignore_index
     weights = counts if sample_weight is None else torch.where(counts, sample_weight, 0)
@@ -204,6 +205,6 @@ def class_columns_backward(grad_output, logits, target, kept, operands, numbers,
         class_columns_backward_kernel, rows,
         rows, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator),
         num_rows, num_classes, inner, *rows.stride(), *grad_rows.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]), fewest_rows=FEWEST_ROWS,
+        PRIOR_CE=bool(numbers[0]), row_range=ROW_RANGE,
     )  # fmt: skip
     return softmax_rows._filled(grad, grad_rows)

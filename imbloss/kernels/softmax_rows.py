@@ -317,17 +317,21 @@ def _shape(rows: Tensor) -> tuple[int, int, int]:
     return n * inner, classes, inner
 
 
-def _tile(num_rows: int, num_classes: int, fewest_rows: int = 1) -> tuple[int, int]:
+ANY_ROWS = 1, 2**20  # of a program: the fewest wanted, where the tile allows, and the most
+
+
+def _tile(num_rows: int, num_classes: int, row_range: tuple[int, int] = ANY_ROWS) -> tuple[int, int]:
     """Rows of a program, and classes that it holds at a time."""
-    columns = min(triton.next_power_of_2(num_classes), MOST_COLUMNS, max(TILE // fewest_rows, 1))
-    return max(min(TILE // columns, triton.next_power_of_2(num_rows)), 1), columns
+    fewest, most = row_range
+    columns = min(triton.next_power_of_2(num_classes), MOST_COLUMNS, max(TILE // fewest, 1))
+    return max(min(TILE // columns, triton.next_power_of_2(num_rows), most), 1), columns
 
 
-def _launch(kernel, rows: Tensor, *args, fewest_rows: int = 1, **constants) -> None:
+def _launch(kernel, rows: Tensor, *args, row_range: tuple[int, int] = ANY_ROWS, **constants) -> None:
     num_rows, num_classes, _ = _shape(rows)
     if num_rows == 0:
         return
-    tile_rows, columns = _tile(num_rows, num_classes, fewest_rows)
+    tile_rows, columns = _tile(num_rows, num_classes, row_range)
     with torch.accelerator.device_index(None if rows.is_cpu else rows.device.index):
         kernel[triton.cdiv(num_rows, tile_rows),](*args, ROWS=tile_rows, COLUMNS=columns, **constants)
 
