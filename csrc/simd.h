@@ -157,8 +157,6 @@ IMBLOSS_INLINE Vec<T, U> from_bits(Vec<BitsOf<T>, U> a) {
 #if defined(__AVX512F__)
 IMBLOSS_INLINE __m512 max_register(Register<float> a, Register<float> b) { return _mm512_max_ps(a, b); }
 IMBLOSS_INLINE __m512d max_register(Register<double> a, Register<double> b) { return _mm512_max_pd(a, b); }
-IMBLOSS_INLINE __m512 min_register(Register<float> a, Register<float> b) { return _mm512_min_ps(a, b); }
-IMBLOSS_INLINE __m512d min_register(Register<double> a, Register<double> b) { return _mm512_min_pd(a, b); }
 IMBLOSS_INLINE __mmask16 less_register(Register<float> a, Register<float> b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
 }
@@ -195,10 +193,6 @@ IMBLOSS_INLINE Register<double> max_register(Register<double> a, Register<double
 #else
   return a > b ? a : b;
 #endif
-}
-template <class R>
-IMBLOSS_INLINE R min_register(R a, R b) {
-  return a < b ? a : b;
 }
 template <class R>
 IMBLOSS_INLINE auto less_register(R a, R b) {
@@ -266,12 +260,6 @@ IMBLOSS_INLINE Vec<T, U> max(Vec<T, U> a, Vec<T, U> b) {
   return a;
 }
 // The smaller of two; b where either is NaN.
-template <class T, int U>
-IMBLOSS_INLINE Vec<T, U> min(Vec<T, U> a, Vec<T, U> b) {
-  IMBLOSS_UNROLL
-  for (int i = 0; i < U; i++) a.r[i] = min_register(a.r[i], b.r[i]);
-  return a;
-}
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> min(Vec<T, U> a, Vec<T, U> b) {
   IMBLOSS_UNROLL
