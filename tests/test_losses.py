@@ -428,7 +428,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss, sample", SAMPLES)
 def test_any_strides(loss, sample, layout):
-    for dtype in DTYPES:
+    for dtype in DTYPES[:1] + DTYPES[2:] if INTERPRETED else DTYPES:  # Triton leaves float64 to the reference
         for classes, rows in ((3, 8), (10, 7), (100, 40)):
             c = case(loss, sample, classes, (rows,), dtype)
             c.logits = LAYOUTS[layout](c.logits)
