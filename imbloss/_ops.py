@@ -475,7 +475,6 @@ class_columns = Traversal(
 sigmoid_elements = Traversal(
     forward=torch.ops.imbloss.sigmoid_elements.default,
     backward=lambda grad_output, _, *args: torch.ops.imbloss.sigmoid_elements_backward.default(grad_output, *args),
-    in_place=None,
     reference=reference.sigmoid_elements,
     keeps=False,
 )
