@@ -259,9 +259,11 @@ class Traversal:
     keeps: bool  # whether the backward needs what the forward kept
     # (logits, target, operands, *options) -> loss, with the gradient in the logits; None where no loss offers that
     in_place: Callable[..., Tensor] | None = None
+    eager: Callable[..., tuple[Tensor, Tensor]] = field(init=False)  # forward without torch.ops' layer in Python
     _recomputed: Callable[..., Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "eager", getattr(self.forward, "_op", self.forward))
         function = recomputed(self.forward, self.backward, self.reference_gradient)
         object.__setattr__(self, "_recomputed", function)
 
@@ -274,7 +276,7 @@ class Traversal:
             or _is_transformed()
             or forward_ad._current_level >= 0
             or target.requires_grad
-            or any(tensor is not None and tensor.requires_grad for tensor in operands)
+            or (operands and any(tensor is not None and tensor.requires_grad for tensor in operands))
         )
         if inplace:
             _check_in_place(logits, composed)
@@ -293,7 +295,7 @@ class Traversal:
             or _saved_tensors_hooks(False)
         ):
             return self._recomputed(logits, target, len(operands), *operands, *options)
-        return _with_grad(logits, (self, target, operands, options))
+        return _with_grad(logits, ((self, options), target, operands))
 
     def gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
         """By the kernels, from nothing kept."""
@@ -328,22 +330,20 @@ class WithGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, call):
-        traversal, target, operands, options = call
-        loss, grad = traversal.forward(logits, target, operands, *options, True)
+        ctx.recipe, target, operands = call
+        traversal, options = ctx.recipe
+        loss, ctx.grad = traversal.eager(logits, target, operands, *options, True)
         ctx.save_for_backward(logits, target, *operands)
-        ctx.kept = grad, traversal, options
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad, traversal, options = ctx.kept
-        ctx.kept = None, traversal, options
-        if not _wants_composition(grad_output) and not torch.compiler.is_compiling():
-            factor = grad_output.item()
-            if grad is not None and factor == 1:
-                return grad, None
-        else:
+        grad, ctx.grad = ctx.grad, None
+        if _wants_composition(grad_output) or torch.compiler.is_compiling():
             factor = None
+        elif (factor := grad_output.item()) == 1 and grad is not None:
+            return grad, None
+        traversal, options = ctx.recipe
         logits, target, *operands = ctx.saved_tensors  # which notices that one was changed in place
         args = logits, target, operands, *options
         if factor is None:
