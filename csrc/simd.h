@@ -30,6 +30,7 @@ inline constexpr int kVectorBytes = 32;
 #else
 inline constexpr int kVectorBytes = 16;
 #endif
+inline constexpr int kLineBytes = 64;  // of the caches
 
 // The 16-bit storage types, by their bits: they are read into float32 lanes and rounded when stored.
 struct BFloat16 {
@@ -629,6 +630,19 @@ IMBLOSS_INLINE void stream_fence() {
 #if defined(__AVX2__)
   _mm_sfence();
 #endif
+}
+
+// Fetches the lines of n numbers into the caches ahead of time, to be read or to be written: where what is needed next
+// lies too far away for the machine to guess.
+template <class T>
+IMBLOSS_INLINE void fetch_to_read(const T* p, int n) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < n; i += kLineBytes / static_cast<int>(sizeof(T))) __builtin_prefetch(p + i);
+}
+template <class T>
+IMBLOSS_INLINE void fetch_to_write(T* p, int n) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < n; i += kLineBytes / static_cast<int>(sizeof(T))) __builtin_prefetch(p + i, 1);
 }
 
 template <class S, int U>

@@ -27,9 +27,10 @@ IMBLOSS_INLINE Vec<Accumulate<S>> wide_logits(const SoftmaxRows<S>& job, const S
 }
 
 // Writes exp(z) of classes first to last - 1 into e, returns their sum in lanes, and takes their |z| into `largest`.
+// Meanwhile the memory of the gradient g comes closer; null is none.
 template <class S, class V>
 IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulate<S>* e, int64_t first, int64_t last,
-                                V& largest) {
+                                V& largest, S* g) {
   using A = Accumulate<S>;
   constexpr int lanes = kLanes<A>, step = kAbreast * lanes;
   int64_t c = first;
@@ -43,6 +44,7 @@ IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulat
         Vec<A, kAbreast> z = wide_logits<kAbreast>(job, x, c), exponentials = exp(z);
         large = max(large, abs(z));
         store(e + c, exponentials);
+        if (g) fetch_to_write(g + c, step);
         run = run + exponentials;
       }
       sums.add(run);
@@ -88,12 +90,14 @@ IMBLOSS_INLINE void exp_of_all_classes(const SoftmaxRows<S>& job, const S* x, Ac
   }
 }
 
-// Writes e * factor, times the scale, into a row of the gradient.
+// Writes e * factor, times the scale, into a row of the gradient. Meanwhile logits that come next, if not null, come
+// closer.
 template <class S>
 IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g,
-                                  bool streams) {
+                                  bool streams, const S* next) {
   using V = Vec<Accumulate<S>>;
   auto grad = [&](int64_t c) IMBLOSS_INLINE_LAMBDA {
+    if (next) fetch_to_read(next + c, V::size);
     V grad = load(e + c) * factor;
     return job.scale ? grad * load(job.scale + c) : grad;
   };
@@ -145,8 +149,9 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       const S* x = row_of(job.logits, job.logits_strides, job.inner, first + r);
       A* e = scratch.data() + r * room;
       if (job.classes >= many) {
-        others[r] = exp_of_classes(job, x, e, 0, y, largest);
-        others[r] = others[r] + exp_of_classes(job, x, e, y + 1, job.classes, largest);
+        S* g = job.grad && !streams ? row_of(job.grad, job.grad_strides, job.inner, first + r) : nullptr;
+        others[r] = exp_of_classes(job, x, e, 0, y, largest, g);
+        others[r] = others[r] + exp_of_classes(job, x, e, y + 1, job.classes, largest, g);
       } else {
         exp_of_all_classes(job, x, e, largest);
         e[y] = 0;
@@ -180,7 +185,9 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
       A* e = scratch.data() + r * room;
       e[rows.label[r]] = -rows.others[r];  // times `other` it is slope * q
-      scale_classes(job, e, other[r], g, streams);
+      // only fetched: past the last row there is none
+      const S* next = row_of(job.logits, job.logits_strides, job.inner, first + n + r);
+      scale_classes(job, e, other[r], g, streams, job.classes >= many ? next : nullptr);
     }
   }
   if (streams) stream_fence();
