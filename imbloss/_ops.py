@@ -276,7 +276,7 @@ class Traversal:
             or _is_transformed()
             or forward_ad._current_level >= 0
             or target.requires_grad
-            or (operands and any(tensor is not None and tensor.requires_grad for tensor in operands))
+            or (len(operands) > 0 and any(tensor is not None and tensor.requires_grad for tensor in operands))
         )
         if inplace:
             _check_in_place(logits, composed)

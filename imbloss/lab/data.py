@@ -92,7 +92,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    return x.reshape(-1, 1, 8, 8).astype(np.float64), y.astype(np.int64)
+    return np.asarray(x, np.float64).reshape(-1, 1, 8, 8), np.asarray(y, np.int64)
 
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
