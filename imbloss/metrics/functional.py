@@ -389,14 +389,15 @@ def brier_score(
     tensor(0.5000, dtype=torch.float64)
     """
     p, rows, weight = _probabilities(probabilities, target, sample_weight, ignore_index)
-    loss = squared_errors(p.double(), rows)
+    loss = squared_errors(p, rows)
     return (loss * weight).sum() / weight.sum()
 
 
 def squared_errors(p: Tensor, rows: Tensor) -> Tensor:
-    """Of each row, summed over classes; of one column, that of class 1. Rows that do not count have any."""
+    """Of each row, float64, summed over classes; of one column, that of class 1. Rows that do not count have any."""
+    p = p.double()
     if p.shape[1] == 1:
-        return (p.squeeze(1) - (rows == 1).to(p.dtype)) ** 2
+        return (p.squeeze(1) - (rows == 1).double()) ** 2
     own = p.gather(1, rows.clamp(min=0).unsqueeze(1)).squeeze(1)
     return (p * p).sum(1) - 2 * own + 1
 

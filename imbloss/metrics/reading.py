@@ -12,6 +12,11 @@ ROWS = 2**22  # scores that are looked at at a time
 Tables = dict[str, Tensor]
 
 
+def _sigmoid(odds: Tensor) -> Tensor:
+    """In float64 and rounded: the last digit of a float32 sigmoid depends on where in the batch it is computed."""
+    return odds.double().sigmoid().float()
+
+
 @dataclass(frozen=True)
 class Reader:
     """Rows are scores (n, C), of "binary" (n, 1); targets (n,), or labels (n, C), -1 where they do not count; weights
@@ -79,11 +84,11 @@ class Reader:
     def odds(self, scores: Tensor, probabilities: bool) -> Tensor:
         """Log odds, of each class or of class 1."""
         if probabilities:
-            return scores.logit()
+            return scores.double().logit().float()
         return tallies.log_odds(scores) if self.task == "multiclass" else scores
 
     def probabilities(self, scores: Tensor, probabilities: bool) -> Tensor:
-        return scores if probabilities else self.odds(scores, False).sigmoid()
+        return scores if probabilities else _sigmoid(self.odds(scores, False))
 
     def ranks(self, scores: Tensor, probabilities: bool) -> Tensor:
         """Scores (n, C), one against the rest for each class."""
@@ -113,7 +118,7 @@ class Reader:
             return
         histogram = tables.get("histogram")
         odds = None if probabilities and histogram is None else self.odds(scores, probabilities)
-        p = scores if probabilities or odds is None else odds.sigmoid()
+        p = scores if probabilities or odds is None else _sigmoid(odds)
         counted = rows >= 0
         tables["broken"] += (p.isnan() & (counted if self.labels else counted.unsqueeze(1))).sum(0)
         if self.labels:

@@ -12,13 +12,17 @@ REACH = 20.0  # log odds beyond +-REACH share the outermost bins
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """log p - log(1 - p) of the softmax, (n, C), which unlike p itself keeps its digits where p is nearly 1."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    """log p - log(1 - p) of the softmax, (n, C), which unlike p itself keeps its digits where p is nearly 1.
+
+    In float64 and then rounded: sums over classes depend on the shape of the batch in their last digits, and equal rows
+    must be equal whatever batch they came in.
+    """
+    logits = logits.double()
     top, at = logits.max(1, keepdim=True)
     shifted = logits - top
     others = shifted.exp().scatter_(1, at, 0.0)
     rest = others.sum(1, keepdim=True)
-    return (shifted - (1 + rest - others).log_()).scatter_(1, at, -rest.log())
+    return (shifted - (1 + rest - others).log_()).scatter_(1, at, -rest.log()).float()
 
 
 def _weights(weight: Tensor | None, counted: Tensor) -> Tensor:
