@@ -86,7 +86,11 @@ def same(a, b):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list):
         return all(map(same, a, b))
-    return a == b if isinstance(a, str) else torch.equal(torch.as_tensor(a).nan_to_num(-9), torch.as_tensor(b).nan_to_num(-9))
+    return (
+        a == b
+        if isinstance(a, str)
+        else torch.equal(torch.as_tensor(a).nan_to_num(-9), torch.as_tensor(b).nan_to_num(-9))
+    )
 
 
 @pytest.fixture(scope="module")

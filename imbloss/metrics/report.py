@@ -232,7 +232,7 @@ class ImbalanceReport(Metric):
         counts = Counts(*confusion) if self.reader.labels else margins.of_confusion(confusion)
         found = {"counts": counts, "confusion": confusion.clone(), **self._summary(counts)}
         if self.curves != "none":
-            found["broken"] = tables["broken"].clone()
+            found |= {name: tables[name].clone() for name in ("broken", "calibration")}
             nan = (tables["broken"] > 0).any()
             squares, weight = tables["brier"]
             ece = tallies.calibration_error(tables["calibration"])
@@ -250,8 +250,8 @@ class ImbalanceReport(Metric):
             found["single"][name] = found["averages"]["macro"][name]
 
     def findings(self) -> dict[str, Any]:
-        """What :meth:`compute` found, float64 tensors: "single", "averages", "classes", "confusion", "counts" and, of
-        histograms, "error_bounds"."""
+        """What :meth:`compute` found, float64 tensors: "single", "averages", "classes", "confusion", "counts",
+        "calibration" and, of histograms, "error_bounds"."""
         self.compute()
         return self._found
 
