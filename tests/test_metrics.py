@@ -1,5 +1,6 @@
 """Metrics: equal to scikit-learn's and torchmetrics', with ties, weights, bad input and whatever is absent."""
 
+import copy
 import json
 import pickle
 import subprocess
@@ -428,6 +429,30 @@ def test_updates_keep_copies():
     report._computed = None
     assert report.to_dict() == before
     assert not torch.equal(kept[0], z)
+
+
+def test_a_report_is_pickled_and_copied_without_its_blocks():
+    z, y = data()
+    report = fed(z, y)
+    pickled = pickle.dumps(report)
+    assert len(pickled) < 100_000  # of 8 kB of scores
+    more = fed(torch.cat([z, z[:50]]), torch.cat([y, y[:50]])).compute()["auroc"]
+    for again in (pickle.loads(pickled), copy.deepcopy(report)):
+        again.update(z[:50], y[:50])
+        assert torch.equal(report.compute()["auroc"], fed(z, y).compute()["auroc"])
+        assert torch.equal(
+            again.compute()["auroc"], fed(torch.cat([z, z[:50]]), torch.cat([y, y[:50]])).compute()["auroc"]
+        )
+    report.reset()
+    report.update(z, y)
+    assert torch.equal(report.compute()["auroc"], fed(z, y).compute()["auroc"])
+
+
+def test_equal_rows_are_ties():
+    """Wherever in a batch they are."""
+    z = torch.randn(1, 7).expand(301, 7)
+    report = fed(z, torch.arange(301) % 7, parts=(1, 50, 8), classes=7)
+    assert (report.findings()["classes"]["auroc"] == 0.5).all()
 
 
 def test_the_report_prints_rows_averages_and_numbers():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK = 2**23  # keys that are sorted at a time, a bound on memory: about 30 bytes a key, 80 with weights
+CHUNK = 2**22  # keys that are sorted at a time, a bound on memory: 40 to 95 bytes a key, 160 with weights
 SIGN = -(2**31)
 
 
