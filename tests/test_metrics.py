@@ -440,9 +440,7 @@ def test_a_report_is_pickled_and_copied_without_its_blocks():
     for again in (pickle.loads(pickled), copy.deepcopy(report)):
         again.update(z[:50], y[:50])
         assert torch.equal(report.compute()["auroc"], fed(z, y).compute()["auroc"])
-        assert torch.equal(
-            again.compute()["auroc"], fed(torch.cat([z, z[:50]]), torch.cat([y, y[:50]])).compute()["auroc"]
-        )
+        assert torch.equal(again.compute()["auroc"], more)
     report.reset()
     report.update(z, y)
     assert torch.equal(report.compute()["auroc"], fed(z, y).compute()["auroc"])
