@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torchmetrics import MetricCollection
 from torchmetrics.functional import classification as tm
 
 import imbloss
@@ -251,6 +252,24 @@ def test_a_metric_over_batches_is_its_function(metric):
     assert torch.equal(again.compute(), module.compute())
     module.reset()
     assert module.confusion.sum() == 0
+
+
+def test_metrics_are_torchmetrics():
+    """Collections, clones, and a forward that returns the batch's value and adds it to the whole."""
+    z, y = data()
+    train_counts = torch.tensor([500, 50, 20, 5, 1])
+    metrics = MetricCollection(
+        [imbloss.ImbalanceReport(C), imbloss.GeometricMean(C), imbloss.ShotAccuracy(C, train_counts)]
+    ).clone(prefix="test_")
+    of_batch = metrics(z[:100], y[:100])
+    assert of_batch["test_balanced_accuracy"] == ours.balanced_accuracy(z[:100], y[:100])
+    metrics.update(z[100:], y[100:])
+    got = metrics.compute()
+    assert got["test_balanced_accuracy"] == ours.balanced_accuracy(z, y)
+    assert got["test_GeometricMean"] == ours.geometric_mean(z, y)
+    assert got["test_few"] == ours.shot_accuracy(z, y, train_counts=train_counts)["few"]
+    figure, _ = imbloss.GeometricMean(C).plot(got["test_GeometricMean"])
+    assert figure.axes
 
 
 def test_segmentation_is_flattened():

@@ -2,7 +2,8 @@
 
 Without weights the key that is sorted holds the score and, in its lowest bit, whether the sample is a positive: values
 are sorted, not indices, and everything after that looks at the positives alone. With weights, or in float64, indices
-are sorted. Sums are of integers, or in float64 in the order of the scores: the order of the samples changes no bit.
+are sorted. Sums are of integers, or on a CPU in float64 in the order of the scores: the order of unweighted samples
+changes no bit.
 """
 
 from collections.abc import Iterator
