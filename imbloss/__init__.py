@@ -3,6 +3,16 @@
 __version__ = "0.1.0"
 
 from imbloss import testing
+from imbloss.data import (
+    CMO,
+    AugmentedDataset,
+    CutMix,
+    MixUp,
+    RareClassTransform,
+    ReMix,
+    TextAugment,
+    oversample_text,
+)
 from imbloss.distributed import positive_count, valid_count
 from imbloss.functional import (
     asymmetric_loss,
@@ -44,19 +54,26 @@ from imbloss.priors import (
 )
 
 __all__ = [
+    "CMO",
     "LADER",
     "AsymmetricLoss",
+    "AugmentedDataset",
     "BalancedSoftmaxLoss",
     "CrossEntropy",
+    "CutMix",
     "FocalLoss",
     "LADELoss",
     "LDAMLoss",
     "LogitAdjustedLoss",
+    "MixUp",
     "PolyLoss",
     "PostCompensatedSoftmax",
     "PriorTracker",
     "QualityFocalLoss",
+    "RareClassTransform",
+    "ReMix",
     "SigmoidFocalLoss",
+    "TextAugment",
     "VSLoss",
     "adjust_logits",
     "asymmetric_loss",
@@ -71,6 +88,7 @@ __all__ = [
     "lader",
     "ldam_loss",
     "logit_adjusted_loss",
+    "oversample_text",
     "poly_loss",
     "positive_count",
     "quality_focal_loss",
