@@ -72,7 +72,7 @@ BAD_FILES = {
     ),
     "no pixels": ({"X": np.zeros((6, 1, 0, 4)), "y": Y}, r"expected X of numbers, .* of shape \(6, 1, 0, 4\)"),
     "negative label": ({"X": X, "y": Y - 1}, "expected y from 0 to C - 1, but got -1"),
-    "labels from 1": ({"X": X, "y": Y + 1}, "expected each class of y at least twice, but class 0 is there 0 times"),
+    "labels from 1": ({"X": X, "y": Y + 1}, "expected each class of y at least twice, the first being 0, but class 0"),
     "one class": ({"X": X, "y": Y * 0}, "expected at least two classes in y, but got one"),
     "objects": ({"X": np.array([None] * 6), "y": Y}, "to be an .npz file of plain arrays"),
 }
