@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import design, measure, report, train_step
 from benchmarks.cases import CASES
+from benchmarks.metrics import METRICS
 from imbloss.doctor import environment
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     def save() -> None:
         options.json.write_text(report.dumps(results))
 
-    for case in CASES:
+    for case in [*CASES, *METRICS]:
         if wanted(case.name, case.section):
             key = f"{case.section}: {case.name}"
             entry = measure.timed(case, options.rounds, options.budget, not options.no_compile)

@@ -46,6 +46,7 @@ class Case:
     section: str = "losses"  # of the report
     copies: bool = True  # whether one copy of the first input is a bound for the work
     peak: bool = False  # whether its peak memory is measured, too
+    gradient: bool = True  # whether providers return a loss, else values that are compared, or nothing
 
     @property
     def name(self) -> str:

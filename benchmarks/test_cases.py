@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.cases import CASES
 from benchmarks.measure import ROUNDS, calls, interleaved
+from benchmarks.metrics import METRICS
 
 
 def providers(case) -> list[str]:
@@ -38,7 +39,9 @@ measured = functools.lru_cache(maxsize=1)(lambda case: interleaved(calls(case)))
 
 
 @pytest.mark.benchmark(timer=clock)
-@pytest.mark.parametrize("case, provider", [(case, name) for case in CASES for name in providers(case)], ids=name_of)
+@pytest.mark.parametrize(
+    "case, provider", [(case, name) for case in [*CASES, *METRICS] for name in providers(case)], ids=name_of
+)
 def test_case(benchmark, case, provider):
     benchmark.group = f"{case.section} {case.name}"
     benchmark.pedantic(clock.round, args=[iter(measured(case)[provider])], rounds=ROUNDS)

@@ -2,6 +2,9 @@
 
 __version__ = "0.1.0"
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from imbloss import testing
 from imbloss.data import (
     CMO,
@@ -53,15 +56,27 @@ from imbloss.priors import (
     set_debug,
 )
 
+if TYPE_CHECKING:
+    from imbloss.metrics import BalancedAccuracy, GeometricMean, ImbalanceReport, IndexBalancedAccuracy, ShotAccuracy
+
+# What needs an extra is imported when it is asked for: name -> module.
+_LAZY = dict.fromkeys(
+    ("BalancedAccuracy", "GeometricMean", "ImbalanceReport", "IndexBalancedAccuracy", "ShotAccuracy"), "imbloss.metrics"
+)
+
 __all__ = [
     "CMO",
     "LADER",
     "AsymmetricLoss",
     "AugmentedDataset",
+    "BalancedAccuracy",
     "BalancedSoftmaxLoss",
     "CrossEntropy",
     "CutMix",
     "FocalLoss",
+    "GeometricMean",
+    "ImbalanceReport",
+    "IndexBalancedAccuracy",
     "LADELoss",
     "LDAMLoss",
     "LogitAdjustedLoss",
@@ -72,6 +87,7 @@ __all__ = [
     "QualityFocalLoss",
     "RareClassTransform",
     "ReMix",
+    "ShotAccuracy",
     "SigmoidFocalLoss",
     "TextAugment",
     "VSLoss",
@@ -98,3 +114,13 @@ __all__ = [
     "valid_count",
     "vs_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'imbloss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

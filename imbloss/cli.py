@@ -90,20 +90,23 @@ def compare(
         write_json(out / "results.json", results)
     except (ValueError, OSError) as error:
         raise _fail(error) from None
-    from imbloss.lab.plots import plot_confusion, plot_recall
+    from imbloss.lab.plots import plot_calibration, plot_confusion, plot_recall
 
+    plot_calibration(results, out / "calibration.png")
     plot_recall(results, out / "recall.png")
     plot_confusion(results, out / "confusion.png")
     _show(results)
     if shift:
         _show_shift(results)
-    Console(soft_wrap=True).print(f"Written: {out}/results.json, recall.png, confusion.png", highlight=False)
+    Console(soft_wrap=True).print(
+        f"Written: {out}/results.json, recall.png, confusion.png, calibration.png", highlight=False
+    )
 
 
 def _show(results: dict) -> None:
     from imbloss.lab.compare import summary
     from imbloss.lab.methods import METHODS
-    from imbloss.lab.scores import SCORES
+    from imbloss.lab.scores import RANKING, SCORES
 
     settings, counts = results["settings"], results["data"]["train_counts"]
     console = Console(highlight=False)
@@ -112,8 +115,10 @@ def _show(results: dict) -> None:
         f"{sum(results['data']['test_counts'])} test samples; {settings['model']}, {settings['epochs']} epochs, "
         f"{settings['seeds']} seeds. Percent, mean and standard deviation over seeds."
     )
-    rows = summary(results)
-    console.print(_table(SCORES, {METHODS[name].title: row for name, row in rows.items()}))
+    rows = {METHODS[name].title: row for name, row in summary(results).items()}
+    console.print(_table(SCORES, rows))
+    console.print("Of the scores: each class against the rest, macro means; and two errors, the lower the better.")
+    console.print(_table(RANKING, rows))
 
 
 def _show_shift(results: dict) -> None:
@@ -133,14 +138,19 @@ def _show_shift(results: dict) -> None:
 
 def _table(titles: dict[str, str], rows: dict[str, dict[str, tuple[float, float]]]) -> Table:
     """Means and deviations in percent, the best of each column in bold."""
+    from imbloss.lab.scores import LOWER_IS_BETTER
+
     table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for title in titles.values():
         table.add_column(title, justify="right")
-    best = {score: max(row[score][0] for row in rows.values()) for score in titles}
+    best = {
+        score: (min if score in LOWER_IS_BETTER else max)(row[score][0] for row in rows.values()) for score in titles
+    }
     for name, row in rows.items():
         cells = []
-        for score, (mean, deviation) in row.items():
+        for score in titles:
+            mean, deviation = row[score]
             cell = f"{100 * mean:.1f}" + (f" ±{100 * deviation:.1f}" if deviation == deviation else "")
             cells.append(f"[bold]{cell}[/]" if mean == best[score] else cell)
         table.add_row(name, *cells)

@@ -13,6 +13,7 @@ from losses import LOSSES
 import imbloss
 from benchmarks import measure, report, train_step
 from benchmarks.cases import CASES, against_the_reference
+from benchmarks.metrics import areas_case, update_case
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = (ROOT / "benchmarks" / "results.json").read_text()
@@ -34,6 +35,20 @@ def test_a_loss_without_a_row_runs_against_its_reference():
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_providers_compute_the_same(case):
     measure.check_agreement(case)
+
+
+@pytest.mark.parametrize("case", [areas_case(500, 4), areas_case(500, 1)], ids=lambda case: case.name)
+def test_providers_of_areas_compute_the_same(case):
+    assert {"torchmetrics", "scikit-learn"} < set(case.providers)
+    measure.check_agreement(case)
+
+
+@pytest.mark.parametrize("curves", ["exact", "histogram", "none"])
+def test_updates_are_timed_on_both_sides(curves):
+    calls = measure.calls(update_case(20, 3, curves))
+    assert set(calls) == {"imbloss", "torchmetrics"}
+    for call in calls.values():
+        call()
 
 
 def test_a_rival_that_computes_something_else_is_noticed():

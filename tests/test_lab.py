@@ -17,7 +17,7 @@ from imbloss.lab.compare import CORRECTIONS, SHIFTS, shift_summary, summary, tra
 from imbloss.lab.data import long_tailed_counts
 from imbloss.lab.methods import METHODS
 from imbloss.lab.models import CNN
-from imbloss.lab.scores import confusion_matrix, scores
+from imbloss.lab.scores import confusion_matrix, evaluate, scores
 
 DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENTED_SCORES = ["accuracy", "macro_f1", "g_mean", "worst_recall"]
@@ -113,6 +113,16 @@ def test_scores_equal_scikit_learn():
     assert got["worst_recall"] == pytest.approx(recall.min())
 
 
+def test_ranking_and_calibration_equal_scikit_learns():
+    logits, truth = torch.randn(300, 4), torch.arange(300) % 4
+    got, p = evaluate(logits, truth), logits.double().softmax(1)
+    assert got["scores"]["auroc"] == pytest.approx(metrics.roc_auc_score(truth, p, multi_class="ovr"), abs=1e-6)
+    one_hot = np.eye(4)[truth]
+    assert got["scores"]["average_precision"] == pytest.approx(metrics.average_precision_score(one_hot, p), abs=1e-6)
+    assert got["scores"]["brier"] == pytest.approx(metrics.brier_score_loss(truth, p), abs=1e-6)
+    assert got["scores"] | scores(np.array(got["confusion"])) == got["scores"]
+
+
 def test_every_method_starts_alike_and_sees_the_same_batches():
     """A loss scaled by 1 in another guise must give the very same model."""
     data = load("digits", imbalance_ratio=20)
@@ -175,10 +185,11 @@ def test_the_command_writes_results_and_plots(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "focal, gamma 2" in result.stdout and "worst" in result.stdout
+    assert "AUROC" in result.stdout and "Brier" in result.stdout
     written = json.loads((out / "results.json").read_text())
     assert [(run["method"], run["seed"]) for run in written["runs"]] == [("focal", 0), ("focal", 1)]
     assert written["versions"]["imbloss"] == imbloss.__version__
-    assert {"recall.png", "confusion.png", "results.json"} == {p.name for p in out.iterdir()}
+    assert {"recall.png", "confusion.png", "calibration.png", "results.json"} == {p.name for p in out.iterdir()}
     assert (out / "recall.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -187,7 +198,8 @@ def test_every_method_trains_and_predicts():
     assert [run["method"] for run in results["runs"]] == list(METHODS)
     for run in results["runs"]:
         assert np.sum(run["confusion"]) == sum(results["data"]["test_counts"])
-        assert all(0 <= value <= 1 for value in run["scores"].values())
+        assert all(0 <= value <= 1 for name, value in run["scores"].items() if name != "brier")
+        assert 0 <= run["scores"]["brier"] <= 2 and np.sum(run["calibration"], axis=0)[0] == np.sum(run["confusion"])
 
 
 def test_shifted_test_sets_are_long_tailed_and_corrected():
@@ -216,7 +228,8 @@ def test_the_documented_tables_are_those_of_the_committed_results():
     documented = re.findall(r"--loss (\w+)", re.search(r"```\n(imbloss compare.*?)```", page, re.DOTALL)[1])
     assert documented == results["settings"]["methods"]
     for run in results["runs"]:  # the scores are those of the confusion matrices
-        assert scores(np.array(run["confusion"])) == pytest.approx(run["scores"])
+        of_confusion = scores(np.array(run["confusion"]))
+        assert of_confusion == pytest.approx({name: run["scores"][name] for name in of_confusion})
     rows = []
     for name, row in summary(results).items():
         cells = [f"{100 * row[score][0]:.1f} ± {100 * row[score][1]:.1f}" for score in DOCUMENTED_SCORES]

@@ -17,7 +17,7 @@ from imbloss import _C
 from imbloss.lab.data import Data, load, long_tailed_counts
 from imbloss.lab.methods import METHODS, Method, for_test_prior
 from imbloss.lab.models import MODELS
-from imbloss.lab.scores import SCORES, confusion_matrix, scores
+from imbloss.lab.scores import evaluate
 
 
 def train(
@@ -96,8 +96,8 @@ def compare(
         progress: called before each run.
 
     Returns:
-        {"settings", "versions", "data", "runs"}, ready for JSON: a run has method, seed, confusion matrix and scores;
-        with `shift` also the accuracy for each test set and correction.
+        {"settings", "versions", "data", "runs"}, ready for JSON: a run has method, seed, scores, confusion matrix and
+        bins of calibration; with `shift` also the accuracy for each test set and correction.
 
     Raises:
         DataError: the data cannot be used.
@@ -131,13 +131,11 @@ def compare(
                 if not trained[key].isfinite().all():
                     raise ValueError(f"training with {name} diverged (seed {seed}): the model's outputs are not finite")
             predicted = method.scores(trained[key], counts)
-            confusion = confusion_matrix(data.y_test.numpy(), predicted.argmax(1).numpy(), data.num_classes)
             run = {
                 "method": name,
                 "seed": seed,
                 "seconds": round(time.perf_counter() - started, 3),
-                "scores": scores(confusion),
-                "confusion": confusion.tolist(),
+                **evaluate(predicted, data.y_test),
             }
             if shift:
                 run["shift"] = shifted_accuracy(method, predicted, data, counts)
@@ -166,8 +164,8 @@ def summary(results: dict) -> dict[str, dict[str, tuple[float, float]]]:
     """Method -> score -> mean and standard deviation (n - 1) over seeds; the deviation of one seed is NaN."""
     table = {}
     for name in results["settings"]["methods"]:
-        values = {score: [r["scores"][score] for r in results["runs"] if r["method"] == name] for score in SCORES}
-        table[name] = {score: _mean_and_deviation(v) for score, v in values.items()}
+        runs = [run["scores"] for run in results["runs"] if run["method"] == name]
+        table[name] = {score: _mean_and_deviation([run[score] for run in runs]) for score in runs[0]}
     return table
 
 

@@ -55,3 +55,19 @@ def plot_confusion(results: dict, path: Path) -> None:
     figure.colorbar(shares, ax=axes, shrink=0.7, label="share of the class")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def plot_calibration(results: dict, path: Path) -> None:
+    """How often the answer is right over how sure the model is, a line per method; bins of all seeds together."""
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
+    for method in results["settings"]["methods"]:
+        bins = np.sum([run["calibration"] for run in results["runs"] if run["method"] == method], axis=0)
+        samples, confidence, hits = bins[bins[:, 0] > 0].T
+        axes.plot(confidence / samples, hits / samples, marker="o", label=METHODS[method].title)
+    axes.set(xlabel="confidence", ylabel="share of right answers", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.set_title("How sure each method is, and how right")
+    axes.legend(loc="upper left")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,6 +1,10 @@
-"""The numbers of the loss test, all from one confusion matrix (rows: truth)."""
+"""The numbers of the loss test, from imbloss.metrics. Confusion matrices have the truth in rows."""
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from imbloss.metrics import ImbalanceReport, margins
 
 SCORES = {
     "accuracy": "accuracy",
@@ -9,6 +13,14 @@ SCORES = {
     "g_mean": "G-mean",
     "worst_recall": "worst recall",
 }
+# of the scores rather than of the answers
+RANKING = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "ece": "calibration error",
+    "brier": "Brier score",
+}
+LOWER_IS_BETTER = {"ece", "brier"}
 
 
 def confusion_matrix(y_true: np.ndarray, y_pred: np.ndarray, num_classes: int) -> np.ndarray:
@@ -20,13 +32,23 @@ def recalls(confusion: np.ndarray) -> np.ndarray:
 
 
 def scores(confusion: np.ndarray) -> dict[str, float]:
-    """Every class has samples in the test set; a class that is never predicted has F1 = 0."""
-    recall = recalls(confusion)
-    f1 = 2 * np.diag(confusion) / (confusion.sum(0) + confusion.sum(1))
+    """SCORES; every class has samples in the test set; a class that is never predicted has F1 = 0."""
+    found = margins.summary(margins.of_confusion(torch.as_tensor(confusion)))
+    numbers = found["single"] | {"macro_f1": found["averages"]["macro"]["f1"]}
+    return {name: float(numbers[name]) for name in SCORES}
+
+
+def evaluate(logits: Tensor, target: Tensor) -> dict:
+    """Of a test set: "scores", all of them, RANKING as macro means of one class against the rest; "confusion"; and
+    "calibration": of each bin of confidence its samples, the sum of their confidences, and their hits."""
+    classes = logits.shape[1]
+    report = ImbalanceReport(classes, scores="logits")
+    report.update(logits, target)
+    found = report.findings()
+    confusion = found["confusion"][:, :classes].long()
+    ranking = {name: float(found["single"][name]) for name in RANKING}
     return {
-        "accuracy": float(np.trace(confusion) / confusion.sum()),
-        "balanced_accuracy": float(recall.mean()),
-        "macro_f1": float(f1.mean()),
-        "g_mean": float(np.prod(recall) ** (1 / len(recall))),
-        "worst_recall": float(recall.min()),
+        "scores": scores(confusion.numpy()) | ranking,
+        "confusion": confusion.tolist(),
+        "calibration": found["calibration"][0].tolist(),
     }
