@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from imbloss import testing
+from imbloss.data import ClassBalancedBatchSampler, ImbalancedDatasetSampler, WeightedSampler, labels_of
 from imbloss.distributed import positive_count, valid_count
 from imbloss.functional import (
     asymmetric_loss,
@@ -47,8 +48,10 @@ __all__ = [
     "LADER",
     "AsymmetricLoss",
     "BalancedSoftmaxLoss",
+    "ClassBalancedBatchSampler",
     "CrossEntropy",
     "FocalLoss",
+    "ImbalancedDatasetSampler",
     "LADELoss",
     "LDAMLoss",
     "LogitAdjustedLoss",
@@ -58,6 +61,7 @@ __all__ = [
     "QualityFocalLoss",
     "SigmoidFocalLoss",
     "VSLoss",
+    "WeightedSampler",
     "adjust_logits",
     "asymmetric_loss",
     "balanced_softmax_loss",
@@ -67,6 +71,7 @@ __all__ = [
     "drw_weights",
     "estimate_prior",
     "focal_loss",
+    "labels_of",
     "lade_loss",
     "lader",
     "ldam_loss",
