@@ -44,12 +44,12 @@ def labels_of(dataset: Any) -> Tensor:
 
 
 def as_classes(labels: np.ndarray) -> np.ndarray:
-    """Checked labels, as `labels_of` returns them; int64 of shape (N,) are not copied."""
+    """Checked labels, as `labels_of` returns them; int64 of shape (N,) are not copied, if they can be written."""
     if labels.ndim == 2:
         return _rarest(labels)
     if labels.dtype.kind == "U":
         return np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    return labels.astype(np.int64, copy=False)
+    return np.require(labels.astype(np.int64, copy=False), requirements="CW")  # as torch takes it
 
 
 def as_labels(values: Any, what: str = "labels") -> np.ndarray:
