@@ -49,8 +49,8 @@ def write_report(results: dict, path: Path, *, metric: str, command: str) -> Non
         f'<p class="answer">{html.escape(recommendation(results, metric))}</p>',
         f'<p class="faint">{facts}</p>',
         "<h2>Scores</h2>",
-        "<p>Percent, mean ± standard deviation over seeds. ▲ and ▼: better or worse than the first row, beyond what the "
-        "choice of test samples explains (95 % interval of a paired bootstrap, not corrected for the number of rows).</p>",
+        "<p>Percent, mean ± standard deviation over seeds. ▲ and ▼: better or worse than the first row, beyond what "
+        "the choice of test samples explains (95 % interval of a paired bootstrap, one row at a time).</p>",
         _table(results, SCORES),
         "<p>Of the scores rather than the answers: each class against the rest, macro means; and two errors, the lower "
         "the better.</p>",

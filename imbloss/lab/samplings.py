@@ -33,10 +33,10 @@ class Schedule:
             x, y = sampling.resampler(seed).fit_resample(data.x_train, data.y_train)
             data = dataclasses.replace(data, x_train=x, y_train=y)
         elif sampling.strategy is not None:
-            options = {"epochs": max(epochs - 1, 1)} if sampling.strategy == "progressive" else {}
             self._sampler = imbloss.ImbalancedDatasetSampler(
-                range(len(data.y_train)), data.y_train, strategy=sampling.strategy, seed=seed, **options
-            )
+                range(len(data.y_train)), data.y_train, strategy=sampling.strategy, seed=seed,
+                epochs=max(epochs - 1, 1) if sampling.strategy == "progressive" else None,
+            )  # fmt: skip
         self.data = data
 
     @property
