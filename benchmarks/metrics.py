@@ -101,7 +101,6 @@ def update_case(rows: int, classes: int, curves: str) -> Case:
 METRICS = [
     areas_case(100_000, 20),
     areas_case(5_000_000, 1),
-    areas_case(50_000, 100),
     update_case(1024, 100, "exact"),
     update_case(1024, 100, "histogram"),
     update_case(1024, 100, "none"),

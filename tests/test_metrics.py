@@ -1,5 +1,6 @@
 """Metrics: equal to scikit-learn's and torchmetrics', with ties, weights, bad input and whatever is absent."""
 
+import copy
 import json
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torchmetrics import MetricCollection
 from torchmetrics.functional import classification as tm
 
 import imbloss
@@ -252,6 +254,24 @@ def test_a_metric_over_batches_is_its_function(metric):
     assert module.confusion.sum() == 0
 
 
+def test_metrics_are_torchmetrics():
+    """Collections, clones, and a forward that returns the batch's value and adds it to the whole."""
+    z, y = data()
+    train_counts = torch.tensor([500, 50, 20, 5, 1])
+    metrics = MetricCollection(
+        [imbloss.ImbalanceReport(C), imbloss.GeometricMean(C), imbloss.ShotAccuracy(C, train_counts)]
+    ).clone(prefix="test_")
+    of_batch = metrics(z[:100], y[:100])
+    assert of_batch["test_balanced_accuracy"] == ours.balanced_accuracy(z[:100], y[:100])
+    metrics.update(z[100:], y[100:])
+    got = metrics.compute()
+    assert got["test_balanced_accuracy"] == ours.balanced_accuracy(z, y)
+    assert got["test_GeometricMean"] == ours.geometric_mean(z, y)
+    assert got["test_few"] == ours.shot_accuracy(z, y, train_counts=train_counts)["few"]
+    figure, _ = imbloss.GeometricMean(C).plot(got["test_GeometricMean"])
+    assert figure.axes
+
+
 def test_segmentation_is_flattened():
     z, y = torch.randn(2, C, 3, 4), torch.randint(C, (2, 3, 4))
     flat = z.movedim(1, -1).reshape(-1, C), y.reshape(-1)
@@ -428,6 +448,28 @@ def test_updates_keep_copies():
     report._computed = None
     assert report.to_dict() == before
     assert not torch.equal(kept[0], z)
+
+
+def test_a_report_is_pickled_and_copied_without_its_blocks():
+    z, y = data()
+    report = fed(z, y)
+    pickled = pickle.dumps(report)
+    assert len(pickled) < 100_000  # of 8 kB of scores
+    more = fed(torch.cat([z, z[:50]]), torch.cat([y, y[:50]])).compute()["auroc"]
+    for again in (pickle.loads(pickled), copy.deepcopy(report)):
+        again.update(z[:50], y[:50])
+        assert torch.equal(report.compute()["auroc"], fed(z, y).compute()["auroc"])
+        assert torch.equal(again.compute()["auroc"], more)
+    report.reset()
+    report.update(z, y)
+    assert torch.equal(report.compute()["auroc"], fed(z, y).compute()["auroc"])
+
+
+def test_equal_rows_are_ties():
+    """Wherever in a batch they are."""
+    z = torch.randn(1, 7).expand(301, 7)
+    report = fed(z, torch.arange(301) % 7, parts=(1, 50, 8), classes=7)
+    assert (report.findings()["classes"]["auroc"] == 0.5).all()
 
 
 def test_the_report_prints_rows_averages_and_numbers():

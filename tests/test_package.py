@@ -46,7 +46,7 @@ def test_the_sdist_installs_and_computes(tmp_path):
     run(python, "-m", "pip", "install", *options, str(sdist), env=environment)
     code = """
 import sys
-for name in ("triton", "matplotlib", "sklearn", "typer", "rich"):
+for name in ("triton", "matplotlib", "sklearn", "typer", "rich", "torchmetrics"):
     sys.modules[name] = None  # importing it fails
 import torch, imbloss
 from imbloss import _C

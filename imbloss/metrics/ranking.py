@@ -2,7 +2,8 @@
 
 Without weights the key that is sorted holds the score and, in its lowest bit, whether the sample is a positive: values
 are sorted, not indices, and everything after that looks at the positives alone. With weights, or in float64, indices
-are sorted. Sums are of integers, or in float64 in the order of the scores: the order of the samples changes no bit.
+are sorted. Sums are of integers, or on a CPU in float64 in the order of the scores: the order of unweighted samples
+changes no bit.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK = 2**23  # keys that are sorted at a time, a bound on memory: about 30 bytes a key, 80 with weights
+CHUNK = 2**22  # keys that are sorted at a time, a bound on memory: 40 to 95 bytes a key, 160 with weights
 SIGN = -(2**31)
 
 

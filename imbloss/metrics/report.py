@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from imbloss.metrics import bootstrap, functional, margins, ranking, tallies
+from imbloss.metrics.blocks import Blocks
 from imbloss.metrics.margins import RATES, Counts
 from imbloss.metrics.reading import TASKS, Reader, Tables
 from imbloss.priors import check_number, describe
@@ -143,6 +144,14 @@ class ImbalanceReport(Metric):
             for name, zeros in self._tables().items():
                 self.add_state(name, zeros, dist_reduce_fx="sum")
         self._found: dict[str, Any] = {}
+        self._blocks = Blocks()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        for name in ("preds", "target", "weight"):
+            if isinstance(state.get(name), list) and state[name]:
+                state[name] = [torch.cat(state[name])]  # a part of a block would be written with all of it
+        return state
 
     def _tables(self) -> Tables:
         calibration_bins = 0 if self.curves == "none" else self.calibration_bins
@@ -160,7 +169,7 @@ class ImbalanceReport(Metric):
             return
         scores = self.reader.scores(preds.detach(), target)
         if self.curves == "exact":
-            self.preds.append(scores.to(torch.float32, copy=True))
+            self.preds.append(self._blocks.keep(scores))
             self.target.append(rows.clone())
             ones = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
             self.weight.append(ones if weight is None else weight.clone())

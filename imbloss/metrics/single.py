@@ -65,6 +65,10 @@ class ConfusionMetric(Metric):
     def of(self, counts: Counts) -> Any:
         raise NotImplementedError
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A value, or values over steps, as torchmetrics' metrics plot them."""
+        return self._plot(val, ax)
+
 
 class GeometricMean(ConfusionMetric):
     """See :func:`imbloss.metrics.geometric_mean`.
