@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from imbloss.cli import app
 from imbloss.lab import compare, load
 from imbloss.lab.arms import Arm
 from imbloss.lab.augmentations import AUGMENTATIONS
@@ -174,7 +175,7 @@ def test_the_bootstrap_is_the_plain_one():
         return np.mean(of, axis=0)
 
     observed = difference([np.arange(300)] * 2)
-    drawn = np.array([difference(generator.integers(0, 300, (2, 300))) for _ in range(2000)])
+    drawn = np.array([difference(generator.integers(0, 300, (2, 300))) for _ in range(1000)])
     limits = np.quantile(drawn, [0.025, 0.975], axis=0)
     for i, name in enumerate(SCORES):
         assert found[name]["difference"] == pytest.approx(observed[i])
