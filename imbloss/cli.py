@@ -55,6 +55,10 @@ def compare(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="A method to compare; repeat for several. All of them by default."),
     ] = None,
+    sampling: Annotated[
+        str,
+        typer.Option(help="What it is trained on: none, balanced, sqrt, effective, progressive; or a list: a,b,c."),
+    ] = "none",
     model: Annotated[str, typer.Option(help="mlp or cnn.")] = "mlp",
     seeds: Annotated[int, typer.Option(help="Repetitions: split, weights and batches differ.")] = 5,
     epochs: Annotated[int, typer.Option()] = 60,
@@ -69,22 +73,22 @@ def compare(
     """Train with each loss on the same imbalanced data and show what it buys."""
     from imbloss.lab.compare import compare as run
     from imbloss.lab.compare import write_json
-    from imbloss.lab.methods import METHODS
+    from imbloss.lab.methods import METHODS, title_of
 
-    methods = loss or list(METHODS)
+    methods, samplings = loss or list(METHODS), [name.strip() for name in sampling.split(",")]
     if data == "digits" and imbalance_ratio is None:
         imbalance_ratio = 100.0
     columns = TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with Progress(*columns, transient=True) as bar:
-            task = bar.add_task("", total=len(methods) * seeds)
-            steps = iter(range(len(methods) * seeds))
+            task = bar.add_task("", total=len(samplings) * len(methods) * seeds)
+            steps = iter(range(len(samplings) * len(methods) * seeds))
             results = run(
-                data, methods=methods, imbalance_ratio=imbalance_ratio, model=model, seeds=seeds, epochs=epochs,
-                batch_size=batch_size, learning_rate=learning_rate, shift=shift,
+                data, methods=methods, sampling=samplings, imbalance_ratio=imbalance_ratio, model=model, seeds=seeds,
+                epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, shift=shift,
                 progress=lambda name, seed: bar.update(
-                    task, completed=next(steps), description=f"{METHODS[name].title}, seed {seed}"
+                    task, completed=next(steps), description=f"{title_of(name)}, seed {seed}"
                 ),
             )  # fmt: skip
         write_json(out / "results.json", results)
@@ -102,7 +106,7 @@ def compare(
 
 def _show(results: dict) -> None:
     from imbloss.lab.compare import summary
-    from imbloss.lab.methods import METHODS
+    from imbloss.lab.methods import title_of
     from imbloss.lab.scores import SCORES
 
     settings, counts = results["settings"], results["data"]["train_counts"]
@@ -113,15 +117,15 @@ def _show(results: dict) -> None:
         f"{settings['seeds']} seeds. Percent, mean and standard deviation over seeds."
     )
     rows = summary(results)
-    console.print(_table(SCORES, {METHODS[name].title: row for name, row in rows.items()}))
+    console.print(_table(SCORES, {title_of(name): row for name, row in rows.items()}))
 
 
 def _show_shift(results: dict) -> None:
     from imbloss.lab.compare import SHIFTS, shift_summary
-    from imbloss.lab.methods import METHODS
+    from imbloss.lab.methods import title_of
 
     titles = {"none": "", "known": " + known prior", "estimated": " + its estimate"}
-    rows = {METHODS[name].title + titles[c]: row for (name, c), row in shift_summary(results).items()}
+    rows = {title_of(name) + titles[c]: row for (name, c), row in shift_summary(results).items()}
     rows = {title: {shift: (mean, math.nan) for shift, (mean, _) in row.items()} for title, row in rows.items()}
     console = Console(highlight=False)
     console.print(

@@ -15,8 +15,9 @@ import imbloss
 from imbloss.lab import DataError, compare, load
 from imbloss.lab.compare import CORRECTIONS, SHIFTS, shift_summary, summary, train
 from imbloss.lab.data import long_tailed_counts
-from imbloss.lab.methods import METHODS
+from imbloss.lab.methods import METHODS, named
 from imbloss.lab.models import CNN
+from imbloss.lab.sampling import ALL
 from imbloss.lab.scores import confusion_matrix, scores
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -159,6 +160,8 @@ def test_the_cnn_wants_images(tmp_path):
         ({"epochs": 0}, "expected epochs > 0 and finite, but got 0"),
         ({"learning_rate": float("inf")}, "expected learning_rate > 0 and finite, but got inf"),
         ({"learning_rate": 1e30, "seeds": 1}, r"training with cross_entropy diverged \(seed 0\)"),
+        ({"sampling": ["often"]}, "expected sampling among none, balanced, .*, but got 'often'"),
+        ({"sampling": ["none", "none"]}, "expected sampling once each, but got none, none"),
         ({"methods": ["focal", "focal"]}, "expected methods once each, but got focal, focal"),
         ({"imbalance_ratio": 0.5}, "expected imbalance_ratio >= 1 and finite, but got 0.5"),
     ],
@@ -171,12 +174,15 @@ def test_bad_settings_are_named(keywords, message):
 def test_the_command_writes_results_and_plots(tmp_path):
     out = tmp_path / "deep" / "out"
     result = imbloss_command(
-        "compare", "--seeds", "2", "--epochs", "3", "--loss", "focal", "--model", "cnn", "--out", str(out)
-    )
+        "compare", "--seeds", "2", "--epochs", "3", "--loss", "focal", "--model", "cnn", "--out", str(out),
+        "--sampling", "none, sqrt",
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "focal, gamma 2" in result.stdout and "worst" in result.stdout
+    assert "focal, gamma 2 + sqrt draws" in result.stdout and "worst" in result.stdout
     written = json.loads((out / "results.json").read_text())
-    assert [(run["method"], run["seed"]) for run in written["runs"]] == [("focal", 0), ("focal", 1)]
+    assert [(run["method"], run["seed"]) for run in written["runs"]] == [
+        (name, seed) for seed in (0, 1) for name in ("focal", "focal+sqrt")
+    ]
     assert written["versions"]["imbloss"] == imbloss.__version__
     assert {"recall.png", "confusion.png", "results.json"} == {p.name for p in out.iterdir()}
     assert (out / "recall.png").read_bytes().startswith(b"\x89PNG")
@@ -188,6 +194,59 @@ def test_every_method_trains_and_predicts():
     for run in results["runs"]:
         assert np.sum(run["confusion"]) == sum(results["data"]["test_counts"])
         assert all(0 <= value <= 1 for value in run["scores"].values())
+
+
+def test_samplings_and_losses_make_a_grid():
+    methods, sampling = ["cross_entropy", "balanced_softmax"], ["none", "balanced", "sqrt", "effective", "progressive"]
+    results = compare(methods=methods, sampling=sampling, seeds=1, epochs=8)
+    alone = compare(methods=methods, seeds=1, epochs=8)
+    names = [run["method"] for run in results["runs"]]
+    assert names == results["settings"]["methods"] == [named(m, s) for s in sampling for m in methods]
+    scores = {run["method"]: run["scores"] for run in results["runs"]}
+    assert {run["method"]: run["scores"] for run in alone["runs"]}.items() <= scores.items()
+    # nothing is left to correct once the classes are drawn alike, and something while they are not
+    assert scores["cross_entropy+balanced"] == scores["balanced_softmax+balanced"]
+    assert scores["cross_entropy+sqrt"]["accuracy"] < scores["balanced_softmax+sqrt"]["accuracy"]
+    assert scores["cross_entropy"]["accuracy"] + 0.1 < scores["cross_entropy+balanced"]["accuracy"]
+
+
+def test_losses_are_told_the_counts_of_what_is_drawn():
+    data = load("digits", imbalance_ratio=20)
+    for name in ("none", "balanced", "sqrt", "effective", "progressive"):
+        draws = ALL[name].draws(data, 3, seed=1)
+        for rows, again, counts in zip(draws.rows(), draws.rows(), draws.counts, strict=True):
+            assert torch.equal(rows, again) and len(rows) == len(data.y_train)
+            seen = torch.bincount(draws.y[rows], minlength=10).double()
+            assert (seen - counts).abs().max() < 4.5 * counts.max() ** 0.5  # a binomial's deviation is less than that
+    first, last = draws.counts[0], draws.counts[-1]  # of progressive
+    assert first[0] / first[-1] > last[0] / last[-1] > 1
+
+
+class Doubled:
+    """Stands for any resampler: everything twice, and class 0 once more."""
+
+    def __init__(self, *, random_state):
+        assert random_state in (0, 1)
+
+    def fit_resample(self, x, y):
+        return torch.cat([x, x, x[y == 0]]), torch.cat([y, y, y[y == 0]])
+
+
+@pytest.mark.parametrize("name", [name for name, sampling in ALL.items() if sampling.resampler])
+def test_resamplers_are_offered_where_imbloss_has_them(name, monkeypatch):
+    resampler = ALL[name].resampler
+    if not hasattr(imbloss, resampler):
+        with pytest.raises(ValueError, match=f"expected sampling among none, balanced, .*, but got '{name}'"):
+            compare(methods=["focal"], sampling=[name], seeds=1, epochs=1)
+    monkeypatch.setattr(imbloss, resampler, Doubled, raising=False)
+    data = load("digits", imbalance_ratio=20)
+    draws = ALL[name].draws(data, 5, seed=1)
+    rows = torch.cat(list(draws.rows()))
+    assert draws.counts[0].tolist() == [3 * data.train_counts[0], *(2 * data.train_counts[1:]).tolist()]
+    assert len(rows) == 5 * len(data.y_train) and rows[: len(draws.y)].unique().numel() == len(draws.y)
+    assert draws.x.shape[1:] == data.x_train.shape[1:]
+    results = compare(methods=["focal"], sampling=[name], seeds=2, epochs=1)
+    assert [run["method"] for run in results["runs"]] == [f"focal+{name}"] * 2
 
 
 def test_shifted_test_sets_are_long_tailed_and_corrected():

@@ -1,5 +1,6 @@
 """Trains one model per method and seed and collects what each buys."""
 
+import itertools
 import json
 import math
 import os
@@ -15,24 +16,39 @@ from torch import Tensor, nn
 import imbloss
 from imbloss import _C
 from imbloss.lab.data import Data, load, long_tailed_counts
-from imbloss.lab.methods import METHODS, Method, for_test_prior
+from imbloss.lab.methods import METHODS, Method, for_test_prior, named
 from imbloss.lab.models import MODELS
+from imbloss.lab.sampling import ALL, Draws, samplings
 from imbloss.lab.scores import SCORES, confusion_matrix, scores
 
 
 def train(
-    data: Data, loss: nn.Module, *, model: str, epochs: int, batch_size: int, learning_rate: float, seed: int
+    data: Data,
+    loss: nn.Module | Callable[[Tensor], nn.Module],
+    *,
+    model: str,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    draws: Draws | None = None,
 ) -> nn.Module:
-    """A fresh model, trained with Adam. The seed alone decides its initial weights and its batches."""
+    """A fresh model, trained with Adam. Its initial weights depend on the seed alone, its batches on seed and sampling.
+
+    Args:
+        loss: a module, or what makes one of the class counts of an epoch's draws.
+        draws: None: the training set as it is.
+    """
+    draws = draws or ALL["none"].draws(data, epochs, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = MODELS[model](tuple(data.x_train.shape[1:]), data.num_classes)
-    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(data.y_train), generator=generator).split(batch_size):
+    for rows, counts in zip(draws.rows(), draws.counts, strict=True):
+        criterion = loss if isinstance(loss, nn.Module) else loss(counts)
+        for batch in rows.split(batch_size):
             optimizer.zero_grad()
-            loss(network(data.x_train[batch]), data.y_train[batch]).backward()
+            criterion(network(draws.x[batch]), draws.y[batch]).backward()
             optimizer.step()
     return network.eval()
 
@@ -47,13 +63,13 @@ SHIFTS = {"50:1": 50, "10:1": 10, "1:1": 1, "1:10": 1 / 10, "1:50": 1 / 50}
 CORRECTIONS = ("none", "known", "estimated")
 
 
-def shifted_accuracy(method: Method, predicted: Tensor, data: Data, counts: Tensor) -> dict[str, dict[str, float]]:
+def shifted_accuracy(method: Method, predicted: Tensor, data: Data, seen: Tensor) -> dict[str, dict[str, float]]:
     """Accuracy on long-tailed parts of the test set, the classes in the training set's order: shift -> correction ->
     accuracy, where the scores are left as they are, corrected to the test set's prior, or to their own estimate of it.
 
     As table 2 of Hong et al. 2021 has it.
     """
-    order = counts.argsort(descending=True, stable=True).tolist()
+    order = data.train_counts.argsort(descending=True, stable=True).tolist()
     accuracy = {}
     for name, ratio in SHIFTS.items():
         wanted = long_tailed_counts(len(order), int(data.test_counts.min()), max(ratio, 1 / ratio))
@@ -63,8 +79,8 @@ def shifted_accuracy(method: Method, predicted: Tensor, data: Data, counts: Tens
         prior = torch.bincount(y, minlength=len(order)).double() / len(y)
         corrected = {
             "none": part,
-            "known": for_test_prior(part, method, counts, prior),
-            "estimated": for_test_prior(part, method, counts, None),
+            "known": for_test_prior(part, method, seen, prior),
+            "estimated": for_test_prior(part, method, seen, None),
         }
         accuracy[name] = {c: float((corrected[c].argmax(1) == y).double().mean()) for c in CORRECTIONS}
     return accuracy
@@ -74,6 +90,7 @@ def compare(
     source: str = "digits",
     *,
     methods: Sequence[str] = tuple(METHODS),
+    sampling: Sequence[str] = ("none",),
     imbalance_ratio: float | None = 100.0,
     model: str = "mlp",
     seeds: int = 5,
@@ -90,14 +107,16 @@ def compare(
     Args:
         source: see :func:`imbloss.lab.load`; ``imbalance_ratio`` likewise.
         methods: names from ``imbloss.lab.methods.METHODS``.
+        sampling: names from ``imbloss.lab.sampling.samplings()``, each joined with each method. Losses and corrections
+            that want class counts are told those of what is drawn.
         model: "mlp" or "cnn".
         seeds: number of repetitions, seeded 0, 1, ...
         shift: also test on long-tailed parts of the test set, for SHIFTS.
-        progress: called before each run.
+        progress: called before each run, with the method's name ("focal", or "focal+sqrt" with a sampling) and seed.
 
     Returns:
-        {"settings", "versions", "data", "runs"}, ready for JSON: a run has method, seed, confusion matrix and scores;
-        with `shift` also the accuracy for each test set and correction.
+        {"settings", "versions", "data", "runs"}, ready for JSON: a run has method (and sampling, "focal+sqrt"), seed,
+        confusion matrix and scores; with `shift` also the accuracy for each test set and correction.
 
     Raises:
         DataError: the data cannot be used.
@@ -108,6 +127,11 @@ def compare(
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"expected methods among {', '.join(METHODS)}, but got {name!r}")
+    if len(set(sampling)) < len(sampling) or not sampling:
+        raise ValueError(f"expected sampling once each, but got {', '.join(sampling) or 'none'}")
+    for name in sampling:
+        if name not in samplings():
+            raise ValueError(f"expected sampling among {', '.join(samplings())}, but got {name!r}")
     if model not in MODELS:
         raise ValueError(f"expected model among {', '.join(MODELS)}, but got {model!r}")
     numbers = {"seeds": seeds, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
@@ -120,17 +144,19 @@ def compare(
     runs = []
     for seed in range(seeds):
         data = load(source, imbalance_ratio=imbalance_ratio, seed=seed)
-        trained = {}  # method -> logits of the test set
-        for name in methods:
+        drawn = {how: samplings()[how].draws(data, epochs, seed) for how in sampling}
+        trained = {}  # method and sampling -> logits of the test set
+        for how, kind in itertools.product(sampling, methods):
+            name = named(kind, how)
             progress(name, seed)
-            method = METHODS[name]
-            key = method.trained_as or name
+            method, draws = METHODS[kind], drawn[how]
+            key = method.trained_as or kind, how
             started = time.perf_counter()
             if key not in trained:
-                trained[key] = predict(train(data, method.loss(counts), seed=seed, **options), data.x_test)
+                trained[key] = predict(train(data, method.loss, seed=seed, draws=draws, **options), data.x_test)
                 if not trained[key].isfinite().all():
                     raise ValueError(f"training with {name} diverged (seed {seed}): the model's outputs are not finite")
-            predicted = method.scores(trained[key], counts)
+            predicted = method.scores(trained[key], draws.counts[-1])
             confusion = confusion_matrix(data.y_test.numpy(), predicted.argmax(1).numpy(), data.num_classes)
             run = {
                 "method": name,
@@ -140,12 +166,12 @@ def compare(
                 "confusion": confusion.tolist(),
             }
             if shift:
-                run["shift"] = shifted_accuracy(method, predicted, data, counts)
+                run["shift"] = shifted_accuracy(method, predicted, data, draws.counts[-1])
             runs.append(run)
     return {
         "settings": {
             "source": data.name,
-            "methods": list(methods),
+            "methods": [named(kind, how) for how, kind in itertools.product(sampling, methods)],
             "imbalance_ratio": imbalance_ratio,
             "seeds": seeds,
             **options,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import imbloss
+from imbloss.lab.sampling import ALL
 
 
 def _plain(logits: Tensor, counts: Tensor) -> Tensor:
@@ -59,3 +60,22 @@ METHODS = {
         "adjusted cross entropy", lambda counts: imbloss.CrossEntropy(), _adjusted, "cross_entropy"
     ),
 }
+
+
+def named(method: str, sampling: str) -> str:
+    """A method on a sampling, as results name it.
+
+    >>> named("focal", "none"), named("focal", "sqrt")
+    ('focal', 'focal+sqrt')
+    """
+    return method if sampling == "none" else f"{method}+{sampling}"
+
+
+def title_of(name: str) -> str:
+    """For tables and plots.
+
+    >>> title_of("focal+sqrt")
+    'focal, gamma 2 + sqrt draws'
+    """
+    method, _, sampling = name.partition("+")
+    return f"{METHODS[method].title} + {ALL[sampling].title}" if sampling else METHODS[method].title
