@@ -52,7 +52,7 @@ from lightning_trainer import *
 class Spy(Classifier):
     def training_step(self, batch, number):
         self.seen = [*getattr(self, "seen", []), *batch[0].tolist()]
-        return self.loss(self.model.weight[0, 0] + torch.zeros(len(batch[0]), 2), batch[1] * 0)
+        return self.model(batch[0].float().unsqueeze(1)).mean()
 
     def on_train_epoch_end(self):
         print("seen", self.current_epoch, self.global_rank, self.seen, flush=True)
@@ -96,7 +96,8 @@ def fresh():
 
 whole, resumed = fresh(), fresh()
 x = torch.randn(80, 64)
-table = datasets.Dataset.from_dict({"x": x.numpy(), "labels": (torch.arange(80) // 72).numpy()}).with_format("torch")
+y = torch.arange(80) % 13 % 10
+table = datasets.Dataset.from_dict({"x": x.numpy(), "labels": y.numpy()}).with_format("torch")
 with tempfile.TemporaryDirectory() as folder:
     once = arguments(folder, save_strategy="steps", save_steps=14)  # of ten steps an epoch
     BalancedTrainer(whole, once, train_dataset=table).train()

@@ -49,7 +49,7 @@ def as_classes(labels: np.ndarray) -> np.ndarray:
         return _rarest(labels)
     if labels.dtype.kind == "U":
         return np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    return np.require(labels.astype(np.int64, copy=False), requirements="CW")  # as torch takes it
+    return np.require(labels.astype(np.int64, copy=False), requirements=["C", "W"])  # as torch takes it
 
 
 def as_labels(values: Any, what: str = "labels") -> np.ndarray:

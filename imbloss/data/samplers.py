@@ -261,14 +261,14 @@ class WeightedSampler(Stream[int]):
         rank: int | None = None,
         group: Any = None,
     ) -> None:
-        self._weights = checked_weights(weights, "weights")
-        length = len(self._weights) if num_samples is None else num_samples
+        shares = checked_weights(weights, "weights")
+        length = len(shares) if num_samples is None else num_samples
         check_number(length, "num_samples", least=1, whole=True)
-        drawable = int(np.count_nonzero(self._weights))
+        drawable = int(np.count_nonzero(shares))
         if not replacement and length > drawable:
             raise ValueError(f"expected num_samples <= {drawable} weights > 0 without replacement, but got {length}")
         self.replacement = replacement
-        self._table = AliasTable(self._weights) if replacement else None
+        self._of = AliasTable(shares) if replacement else shares
         super().__init__(length, seed, num_replicas, rank, group)
 
     @property
@@ -278,10 +278,10 @@ class WeightedSampler(Stream[int]):
 
     def _draw(self, epoch: int) -> Draw:
         key = [key_of(self.seed, epoch, purpose) for purpose in (CLASS, HEIGHT, ORDER)]
-        if self._table is not None:
-            table = self._table
+        if isinstance(self._of, AliasTable):
+            table = self._of
             return lambda k: table.draw(unit(key[0], k), unit(key[1], k))
-        items = np.flatnonzero(self._weights)
-        arrival = -np.log1p(-unit(key[2], items)) / self._weights[items]
+        items = np.flatnonzero(self._of)
+        arrival = -np.log1p(-unit(key[2], items)) / self._of[items]
         order = items[np.argsort(arrival, kind="stable")[: self.length]]
         return lambda k: order[k % len(order)]

@@ -23,10 +23,14 @@ class Sampling:
 
 
 class Schedule:
-    """The training set of a run, and its order in each epoch; the seed alone decides."""
+    """The training set of a run, and what of it each epoch shows; the seed alone decides.
+
+    Every epoch has as many samples as the data had before any resampling, so that no method trains longer than another.
+    """
 
     def __init__(self, data: Data, sampling: Sampling, seed: int, epochs: int) -> None:
         self.epochs = epochs
+        self.length = len(data.y_train)
         self._generator = torch.Generator().manual_seed(seed)
         self._sampler = None
         if sampling.resampler is not None:
@@ -41,7 +45,7 @@ class Schedule:
 
     @property
     def counts(self) -> Tensor:
-        """Samples per class as training sees them: what a loss that corrects the prior must be told; each > 0."""
+        """Samples per class as training sees them, but for a factor: what a loss that corrects the prior must be told."""
         counts = torch.bincount(self.data.y_train, minlength=self.data.num_classes)
         if self._sampler is None:
             return counts
@@ -50,12 +54,16 @@ class Schedule:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Indices of an epoch's samples, in order."""
+        left = torch.zeros(0, dtype=torch.int64)  # of a shuffled set
         for epoch in range(self.epochs):
-            if self._sampler is None:
-                yield torch.randperm(len(self.data.y_train), generator=self._generator)
-            else:
+            if self._sampler is not None:
                 self._sampler.set_epoch(epoch)
                 yield torch.cat(list(self._sampler.stream()))
+                continue
+            while len(left) < self.length:
+                left = torch.cat([left, torch.randperm(len(self.data.y_train), generator=self._generator)])
+            epoch_rows, left = left.split([self.length, len(left) - self.length])
+            yield epoch_rows
 
 
 SAMPLINGS = {
