@@ -79,7 +79,7 @@ _library.define(
     tags=_TAGS,
 )
 _library.define(
-    "neighbors(Tensor points, Tensor? queries, Tensor? exclude, int k, Tensor? done) -> "
+    "neighbors(Tensor points, Tensor? queries, Tensor? exclude, int k, Tensor(a!)? done) -> "
     "(Tensor distances, Tensor indices)",
     tags=_TAGS,
 )
