@@ -36,6 +36,7 @@ HEADERS = [
     "class_columns.h",
     "sigmoid_elements.h",
     "neighbors.h",
+    "interpolated_rows.h",
 ]
 
 

@@ -4,10 +4,16 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <tuple>
 
+#include "interpolated_rows.h"
 #include "neighbors.h"
 
 namespace imbloss {
@@ -84,7 +90,66 @@ std::tuple<Tensor, Tensor> neighbors_op(Tensor points, std::optional<Tensor> que
   return {distances, indices};
 }
 
+// Asks for huge pages inside a new tensor's memory: faults of small ones cost more than what is written into them.
+void advise_huge_pages(const Tensor& tensor, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t huge = 2 << 20;
+  const auto start = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t begin = (start + huge - 1) / huge * huge, end = (start + bytes) / huge * huge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // where it fails, all is well
+#endif
+}
+
+template <class S>
+Tensor interpolated(const Tensor& rows, const int64_t* parent, const int64_t* neighbour, const Tensor& gap) {
+  using A = Accumulate<S>;
+  constexpr ScalarType wide = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(gap.is_cpu() && gap.is_contiguous() && gap.scalar_type() == wide,
+                  "expected gap to be a contiguous CPU tensor in the accumulation dtype");
+  const int64_t n = rows.size(0), d = rows.size(1), all = n + gap.numel();
+  const int64_t shape[] = {all, d};
+  Tensor out = torch::stable::new_empty(rows, {shape, 2});
+  advise_huge_pages(out, all * d * static_cast<int64_t>(sizeof(S)));
+  const InterpolatedRows<S> job{static_cast<const S*>(rows.const_data_ptr()),
+                                n,
+                                d,
+                                parent,
+                                neighbour,
+                                static_cast<const A*>(gap.const_data_ptr()),
+                                static_cast<S*>(out.mutable_data_ptr())};
+  std::atomic<int64_t> bad{-1};
+  const int64_t grain = std::max<int64_t>(1, (1 << 14) / d);
+  torch::stable::parallel_for(0, all, grain, [&](int64_t begin, int64_t end) {
+    const int64_t row = interpolated_rows(job, begin, end);
+    if (row >= 0) bad = row;
+  });
+  if (bad >= 0) throw std::out_of_range("expected parent and neighbour to be indices of rows");
+  return out;
+}
+
+Tensor interpolated_rows_op(Tensor rows, Tensor parent, Tensor neighbour, Tensor gap) {
+  check_rows(rows, rows, "rows");
+  STD_TORCH_CHECK(rows.size(1) > 0, "expected rows of at least one column");
+  const int64_t *from = numbers_in(parent, gap.numel(), "parent"),
+                *to = numbers_in(neighbour, gap.numel(), "neighbour");
+  switch (rows.scalar_type()) {
+    case ScalarType::Float:
+      return interpolated<float>(rows, from, to, gap);
+    case ScalarType::Double:
+      return interpolated<double>(rows, from, to, gap);
+    case ScalarType::BFloat16:
+      return interpolated<BFloat16>(rows, from, to, gap);
+    case ScalarType::Half:
+      return interpolated<Float16>(rows, from, to, gap);
+    default:
+      throw std::invalid_argument("expected rows of dtype float64, float32, bfloat16 or float16");
+  }
+}
+
 }  // namespace
 }  // namespace imbloss
 
-STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) { m.impl("neighbors", TORCH_BOX(&imbloss::neighbors_op)); }
+STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) {
+  m.impl("neighbors", TORCH_BOX(&imbloss::neighbors_op));
+  m.impl("interpolated_rows", TORCH_BOX(&imbloss::interpolated_rows_op));
+}

@@ -83,6 +83,7 @@ _library.define(
     "(Tensor distances, Tensor indices)",
     tags=_TAGS,
 )
+_library.define("interpolated_rows(Tensor rows, Tensor parent, Tensor neighbour, Tensor gap) -> Tensor", tags=_TAGS)
 # The order of `operands`, which may be empty instead; as in csrc/ops.cpp. class_columns has (prior, sample_weight,
 # normalizer), and as numbers the factors of PriorCE and of LADER, and lambda.
 OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
@@ -163,6 +164,11 @@ def _(grad_output, logits, *args):
 def _(points, queries, exclude, k, done):
     shape = (len(points if queries is None else queries), k)
     return points.new_empty(shape), points.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("imbloss::interpolated_rows", lib=_library)
+def _(rows, parent, neighbour, gap):
+    return rows.new_empty((len(rows) + len(gap), rows.shape[1]))
 
 
 # ---- backends ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imbloss import _ops
 from imbloss.priors import describe
 from imbloss.sampling import _kinds, strategy
 from imbloss.sampling.draws import Draws, draws_from
@@ -172,7 +173,7 @@ def _check_labels(dimensions: int, shape: tuple[int, ...]) -> None:
 def _labels(y: Any, classes: Any, codes: Tensor, chosen: Tensor | None) -> Any:
     """Labels of the resampled rows, of the kind of y."""
     if isinstance(y, Tensor):
-        return classes.to(y.dtype)[codes]
+        return classes.index_select(0, codes)
     if chosen is not None and hasattr(y, "iloc"):
         return y.iloc[chosen.cpu().numpy()]
     values = classes[codes.cpu().numpy()]
@@ -185,21 +186,19 @@ def _labels(y: Any, classes: Any, codes: Tensor, chosen: Tensor | None) -> Any:
 def with_new_rows(rows: Rows, recipes: Iterable[Recipe]) -> tuple[Tensor, Tensor, SampleInfo]:
     """X and its codes with interpolated rows behind them."""
     recipes = list(recipes)
-    count = len(rows.x)
-    total = count + sum(len(recipe.parent) for recipe in recipes)
-    x, codes = rows.x.new_empty((total, rows.x.shape[1])), rows.codes.new_empty(total)
-    x[:count], codes[:count] = rows.x, rows.codes
-    start = count
-    for recipe in recipes:
-        end = start + len(recipe.parent)
-        interpolate(rows.x, recipe, x[start:end])
-        codes[start:end] = recipe.code
-        start = end
-    return x, codes, info_of(rows, recipes)
+    info = info_of(rows, recipes)
+    new = [torch.full_like(recipe.parent, recipe.code) for recipe in recipes]
+    if rows.x.is_cpu and _ops.has_kernels(rows.x) and _ops._kernels["cpu"] == "cpp":
+        x = torch.ops.imbloss.interpolated_rows.default(rows.x.contiguous(), *info)
+    else:
+        x = interpolated(rows.x, info)
+    return x, torch.cat([rows.codes, *new]), info
 
 
 def info_of(rows: Rows, recipes: list[Recipe]) -> SampleInfo:
     def joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+        if len(parts) == 1:
+            return parts[0].contiguous()
         return torch.cat(parts) if parts else rows.codes.new_empty(0, dtype=dtype)
 
     none = [torch.full_like(r.parent, -1) if r.neighbour is None else r.neighbour for r in recipes]
@@ -212,19 +211,16 @@ def _gap_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def interpolate(x: Tensor, recipe: Recipe, out: Tensor) -> None:
-    """x[parent] + gap (x[neighbour] - x[parent]), by blocks; half precision is rounded once."""
-    parent, neighbour, gap = recipe.parent, recipe.neighbour, recipe.gap
-    assert neighbour is not None and gap is not None
+def interpolated(x: Tensor, info: SampleInfo) -> Tensor:
+    """x, and behind it x[parent] + gap (x[neighbour] - x[parent]): by blocks; half precision is rounded once."""
+    out = x.new_empty((len(x) + len(info.gap), x.shape[1]))
+    out[: len(x)] = x
     step = max(1, CHUNK_ELEMENTS // 16 // x.shape[1])
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    for start in range(0, len(parent), step):
+    for start in range(0, len(info.gap), step):
         block = slice(start, start + step)
-        base = x.index_select(0, parent[block])
-        towards = x.index_select(0, neighbour[block])
-        if half:
-            base, towards = base.float(), towards.float()
-        out[block] = base.addcmul_(towards.sub_(base), gap[block].unsqueeze(1).to(base.dtype))
+        base, towards = (x.index_select(0, rows[block]).to(info.gap.dtype) for rows in info[:2])
+        out[len(x) :][block] = base.addcmul_(towards.sub_(base), info.gap[block].unsqueeze(1))
+    return out
 
 
 def draw_gap(draws: Draws, x: Tensor, count: int) -> Tensor:
