@@ -45,7 +45,7 @@ class Schedule:
 
     @property
     def counts(self) -> Tensor:
-        """Samples per class as training sees them, but for a factor: what losses that correct the prior must be told."""
+        """Samples per class as training sees them, but for a factor: what prior-correcting losses must be told."""
         counts = torch.bincount(self.data.y_train, minlength=self.data.num_classes)
         if self._sampler is None:
             return counts
