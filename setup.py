@@ -35,13 +35,15 @@ HEADERS = [
     "softmax_soft_rows.h",
     "class_columns.h",
     "sigmoid_elements.h",
+    "neighbors.h",
+    "interpolated_rows.h",
 ]
 
 
 def extension(isa, flags):
     return Extension(
         f"imbloss._C_{isa}",
-        ["csrc/ops.cpp", "csrc/module.cpp"],
+        ["csrc/ops.cpp", "csrc/sampling.cpp", "csrc/module.cpp"],
         depends=[f"csrc/{name}" for name in HEADERS],
         include_dirs=[*include_paths(), pybind11.get_include()],
         define_macros=[

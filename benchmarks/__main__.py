@@ -1,5 +1,6 @@
 """python -m benchmarks run       measure, into benchmarks/results.json
 python -m benchmarks report    docs/performance.md and its plots from that
+python -m benchmarks samplers  samplers of millions of labels: the table of docs/data.md
 python -m benchmarks design    where the gradient is made: the table of docs/kernels.md
 
 `run --only WORD` measures the cases whose name or section contains WORD, and replaces these in results of the same
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import design, measure, report, train_step
+from benchmarks import design, measure, report, samplers, train_step
 from benchmarks.cases import CASES
 from benchmarks.metrics import METRICS
 from imbloss.doctor import environment
@@ -83,6 +84,10 @@ def main() -> None:
     reporting.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
     reporting.set_defaults(command=lambda o: report.write(json.loads(o.json.read_text()), o.out))
     commands.add_parser("design").set_defaults(command=lambda o: design.table(), json=None)
+    sampling = commands.add_parser("samplers")
+    sampling.add_argument("labels", type=int, nargs="?", default=samplers.LABELS)
+    sampling.add_argument("draws", type=int, nargs="?", default=samplers.DRAWS)
+    sampling.set_defaults(command=lambda o: print(samplers.table(o.labels, o.draws)))
     for command in (running, reporting):
         command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
     options = parser.parse_args()

@@ -703,6 +703,27 @@ IMBLOSS_INLINE bool all(Mask<T> m) {
 #endif
 }
 
+// Lane i as bit i, of up to 64.
+template <int U>
+IMBLOSS_INLINE uint64_t lanes_of(Mask<float, U> m) {
+  uint64_t bits = 0;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) {
+#if defined(__AVX512F__)
+    const uint64_t lanes = m.r[i];
+#elif defined(__AVX2__)
+    const uint64_t lanes = static_cast<unsigned>(_mm256_movemask_ps((__m256)m.r[i]));
+#elif defined(__SSE2__)
+    const uint64_t lanes = static_cast<unsigned>(__builtin_ia32_movmskps((Register<float>)m.r[i]));
+#else
+    uint64_t lanes = 0;
+    for (int l = 0; l < kLanes<float>; l++) lanes |= static_cast<uint64_t>(m.r[i][l] & 1) << l;
+#endif
+    bits |= lanes << (i * kLanes<float>);
+  }
+  return bits;
+}
+
 // One value, through the same conversions.
 template <class S>
 IMBLOSS_INLINE Accumulate<S> load_one(const S* p) {

@@ -6,6 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from imbloss import testing
+from imbloss.data import (
+    CMO,
+    AugmentedDataset,
+    ClassBalancedBatchSampler,
+    CutMix,
+    ImbalancedDatasetSampler,
+    MixUp,
+    RareClassTransform,
+    ReMix,
+    TextAugment,
+    WeightedSampler,
+    labels_of,
+    oversample_text,
+)
 from imbloss.distributed import positive_count, valid_count
 from imbloss.functional import (
     asymmetric_loss,
@@ -45,6 +59,20 @@ from imbloss.priors import (
     estimate_prior,
     set_debug,
 )
+from imbloss.sampling import (
+    ADASYN,
+    ROSE,
+    SMOTE,
+    SMOTEENN,
+    BorderlineSMOTE,
+    EditedNearestNeighbours,
+    NearMiss,
+    RandomOverSampler,
+    RandomUnderSampler,
+    SMOTETomek,
+    TomekLinks,
+    knn,
+)
 
 if TYPE_CHECKING:
     from imbloss.metrics import BalancedAccuracy, GeometricMean, ImbalanceReport, IndexBalancedAccuracy, ShotAccuracy
@@ -55,25 +83,46 @@ _LAZY = dict.fromkeys(
 )
 
 __all__ = [
+    "ADASYN",
+    "CMO",
     "LADER",
+    "ROSE",
+    "SMOTE",
+    "SMOTEENN",
     "AsymmetricLoss",
+    "AugmentedDataset",
     "BalancedAccuracy",
     "BalancedSoftmaxLoss",
+    "BorderlineSMOTE",
+    "ClassBalancedBatchSampler",
     "CrossEntropy",
+    "CutMix",
+    "EditedNearestNeighbours",
     "FocalLoss",
     "GeometricMean",
     "ImbalanceReport",
+    "ImbalancedDatasetSampler",
     "IndexBalancedAccuracy",
     "LADELoss",
     "LDAMLoss",
     "LogitAdjustedLoss",
+    "MixUp",
+    "NearMiss",
     "PolyLoss",
     "PostCompensatedSoftmax",
     "PriorTracker",
     "QualityFocalLoss",
+    "RandomOverSampler",
+    "RandomUnderSampler",
+    "RareClassTransform",
+    "ReMix",
+    "SMOTETomek",
     "ShotAccuracy",
     "SigmoidFocalLoss",
+    "TextAugment",
+    "TomekLinks",
     "VSLoss",
+    "WeightedSampler",
     "adjust_logits",
     "asymmetric_loss",
     "balanced_softmax_loss",
@@ -83,10 +132,13 @@ __all__ = [
     "drw_weights",
     "estimate_prior",
     "focal_loss",
+    "knn",
+    "labels_of",
     "lade_loss",
     "lader",
     "ldam_loss",
     "logit_adjusted_loss",
+    "oversample_text",
     "poly_loss",
     "positive_count",
     "quality_focal_loss",

@@ -78,6 +78,12 @@ _library.define(
     "int ignore_index, int reduction, str policy) -> Tensor",
     tags=_TAGS,
 )
+_library.define(
+    "neighbors(Tensor points, Tensor? queries, Tensor? exclude, int k, Tensor(a!)? done) -> "
+    "(Tensor distances, Tensor indices)",
+    tags=_TAGS,
+)
+_library.define("interpolated_rows(Tensor rows, Tensor parent, Tensor neighbour, Tensor gap) -> Tensor", tags=_TAGS)
 # The order of `operands`, which may be empty instead; as in csrc/ops.cpp. class_columns has (prior, sample_weight,
 # normalizer), and as numbers the factors of PriorCE and of LADER, and lambda.
 OPERANDS = ("weight", "sample_weight", "scale", "bias", "margin", "gammas", "normalizer")
@@ -154,6 +160,17 @@ def _(grad_output, logits, *args):
     return torch.empty_like(logits)
 
 
+@torch.library.register_fake("imbloss::neighbors", lib=_library)
+def _(points, queries, exclude, k, done):
+    shape = (len(points if queries is None else queries), k)
+    return points.new_empty(shape), points.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("imbloss::interpolated_rows", lib=_library)
+def _(rows, parent, neighbour, gap):
+    return rows.new_empty((len(rows) + len(gap), rows.shape[1]))
+
+
 # ---- backends ----------------------------------------------------------------------------------------------------
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
@@ -162,6 +179,7 @@ _TRITON_OPERATORS = {
     ),
     "class_columns": ("class_columns", "class_columns_statistics", "class_columns_backward"),
     "sigmoid_elements": ("sigmoid_elements", "sigmoid_elements_backward"),
+    "neighbors": ("neighbors",),
 }
 _ACCELERATORS = {"cuda": "CUDA", "xpu": "XPU"}  # device types, and their keys in the dispatcher; ROCm's are CUDA's
 _has_triton = importlib.util.find_spec("triton") is not None

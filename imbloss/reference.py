@@ -738,3 +738,80 @@ def quality_focal_loss(
         inputs, targets, "quality_focal", beta, [], weight=weight, pos_weight=pos_weight,
         normalizer=normalizer, ignore_index=ignore_index, reduction=reduction,
     )  # fmt: skip
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+# In float64 and all at once: O(n^2) memory. Random numbers come as arguments.
+def knn(points, k, queries=None, *, metric="l2"):
+    """Distances and indices of a brute force, equal distances by index; a point is no neighbour of its own."""
+    points, asked = points.flatten(1).double(), (points if queries is None else queries).flatten(1).double()
+    if metric == "cosine":
+        points, asked = (rows / rows.norm(dim=1, keepdim=True) for rows in (points, asked))
+    squares = torch.stack([(points - row).square().sum(1) for row in asked]) if len(asked) else points.new_empty(0, k)
+    if queries is None:
+        squares.fill_diagonal_(math.inf)
+    squares, indices = squares.sort(dim=1, stable=True)
+    squares = squares[:, :k]
+    return squares / 2 if metric == "cosine" else squares.sqrt(), indices[:, :k]
+
+
+def neighbours_in(points, which, k):
+    """The k nearest of all points to those at ``which``."""
+    return knn(points, k)[1][which]
+
+
+def smote(points, drawn, gap, k):
+    """New rows of one class: row i = drawn // k, its neighbour drawn % k, x_i + gap (x_j - x_i). Chawla et al. 2002."""
+    points = points.double()
+    rows = drawn // k
+    others = neighbours_in(points, rows, k).gather(1, (drawn % k).unsqueeze(1)).squeeze(1)
+    return points[rows] + gap.double().unsqueeze(1) * (points[others] - points[rows])
+
+
+def danger(points, codes, code, m):
+    """Rows of a class of whose m neighbours at least half, but not all, are foreign. Han et al. 2005."""
+    which = (codes == code).nonzero().squeeze(1)
+    foreign = (codes[neighbours_in(points, which, m)] != code).sum(1)
+    return which[(foreign >= m / 2) & (foreign < m)]
+
+
+def adasyn_counts(points, codes, code, count, k):
+    """How many new rows each row of a class gets: in proportion to its foreign neighbours. He et al. 2008."""
+    which = (codes == code).nonzero().squeeze(1)
+    share = (codes[neighbours_in(points, which, k)] != code).sum(1).double() / k
+    return (share / share.sum() * count).round().long()
+
+
+def rose(points, drawn, noise, shrink=1.0, rows=None):
+    """x_i + h sigma noise, h = shrink (4 / ((d + 2) n))^(1 / (d + 4)). Menardi and Torelli 2014."""
+    points = points.double()
+    n, d = points.shape
+    width = shrink * (4 / ((d + 2) * (rows or n))) ** (1 / (d + 4))
+    return points[drawn] + width * points.std(0) * noise.double()
+
+
+def tomek_links(points, codes):
+    """Whether each row is in a link: mutual nearest neighbours of different classes. Tomek 1976."""
+    first = knn(points, 1)[1].squeeze(1)
+    return (first[first] == torch.arange(len(first))) & (codes != codes[first])
+
+
+def edited(points, codes, k, kind_sel="all"):
+    """Whether each row stays: all of its neighbours, or the commonest class among them, agree. Wilson 1972."""
+    labels = codes[knn(points, k)[1]]
+    if kind_sel == "all":
+        return (labels == codes.unsqueeze(1)).all(1)
+    counts = torch.nn.functional.one_hot(labels, int(codes.max()) + 1).sum(1)
+    winner = torch.tensor([row.index(max(row)) for row in counts.tolist()])
+    return winner == codes
+
+
+def near_miss(points, codes, code, count, k, version=1, k_first=3):
+    """Which rows of a class stay, the best first. Mani and Zhang 2003."""
+    smallest = points[codes == codes.bincount().argmin()]
+    which = (codes == code).nonzero().squeeze(1)
+    if version == 3:
+        which = which[knn(points[which], k_first, smallest)[1].unique()]
+    distances = knn(smallest, len(smallest), points[which])[0]
+    mean = (distances[:, -k:] if version == 2 else distances[:, :k]).sum(1)
+    return which[mean.sort(descending=version == 3, stable=True)[1][:count]]

@@ -1,5 +1,6 @@
 """New memory holds NaN, our own warnings are errors, two threads share the work, every test draws the same numbers.
 
+HYPOTHESIS_PROFILE=explore draws other arguments than ever, and many more.
 Triton's kernels run in its interpreter with TRITON_INTERPRET=1 IMBLOSS_BACKEND=triton: canaries around their buffers.
 """
 
@@ -8,9 +9,13 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from imbloss import _C
 
+settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=250)
+settings.register_profile("explore", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 torch.set_num_threads(2)
 torch.utils.deterministic.fill_uninitialized_memory = True
 torch.use_deterministic_algorithms(True)

@@ -11,7 +11,7 @@ import torch
 from losses import LOSSES
 
 import imbloss
-from benchmarks import measure, report, train_step
+from benchmarks import measure, report, samplers, train_step
 from benchmarks.cases import CASES, against_the_reference
 from benchmarks.metrics import areas_case, update_case
 
@@ -100,6 +100,16 @@ def test_the_plots_and_the_document_need_no_provider_but_ours(tmp_path):
     page = (tmp_path / "docs" / "page.md").read_text()
     assert "## New" in page and "Peak memory" not in page
     assert (tmp_path / "docs" / "img" / "new.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux's high-water mark")
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_samplers_are_measured_reading_every_draw(name, monkeypatch):
+    read = []
+    monkeypatch.setattr(samplers, "exhaust", lambda items: read.extend(items))
+    found = samplers.measured(name, 5000, 2000)
+    assert sum(draw.numel() if isinstance(draw, torch.Tensor) else 1 for draw in read) == 2000
+    assert found["construction"] > 0 and found["draws"] > 0 and found["memory"] >= 0
 
 
 @pytest.mark.parametrize("provider", ["eager", "imbloss"])

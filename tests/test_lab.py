@@ -72,7 +72,7 @@ BAD_FILES = {
     ),
     "no pixels": ({"X": np.zeros((6, 1, 0, 4)), "y": Y}, r"expected X of numbers, .* of shape \(6, 1, 0, 4\)"),
     "negative label": ({"X": X, "y": Y - 1}, "expected y from 0 to C - 1, but got -1"),
-    "labels from 1": ({"X": X, "y": Y + 1}, "expected each class of y at least twice, but class 0 is there 0 times"),
+    "labels from 1": ({"X": X, "y": Y + 1}, "expected each class of y at least twice, the first being 0, but class 0"),
     "one class": ({"X": X, "y": Y * 0}, "expected at least two classes in y, but got one"),
     "objects": ({"X": np.array([None] * 6), "y": Y}, "to be an .npz file of plain arrays"),
 }
@@ -165,7 +165,16 @@ def test_the_cnn_wants_images(tmp_path):
     "keywords, message",
     [
         ({"methods": ["lade2"]}, "expected methods among .*, but got 'lade2'"),
-        ({"model": "vit"}, "expected model among mlp, cnn, but got 'vit'"),
+        ({"model": "vit"}, "expected model among mlp, cnn, linear, bag or module:function, but got 'vit'"),
+        ({"model": "torch.nn:Cat"}, "expected model 'torch.nn:Cat' to be importable, but: "),
+        ({"model": "bag"}, "expected a model for image data, but got 'bag'"),
+        ({"methods": ["focal+none"]}, r"expected at most one sampling and one augmentation .* but got 'focal\+none'"),
+        ({"methods": ["focal+smote+rose"]}, "expected at most one sampling and one augmentation"),
+        ({"methods": ["lade+remix"]}, "expected a loss of target probabilities with remix, but got lade"),
+        ({"methods": ["focal+eda"]}, "expected eda with text data, but got image data"),
+        ({"profile": "flat"}, "expected profile among exp, step, notebook, but got 'flat'"),
+        ({"jobs": 0}, "expected jobs > 0 and finite, but got 0"),
+        ({"device": "cuda:99"}, "expected device to be there, but got 'cuda:99'"),
         ({"epochs": 0}, "expected epochs > 0 and finite, but got 0"),
         ({"learning_rate": float("inf")}, "expected learning_rate > 0 and finite, but got inf"),
         ({"learning_rate": 1e30, "seeds": 1}, r"training with cross_entropy diverged \(seed 0\)"),
@@ -189,7 +198,8 @@ def test_the_command_writes_results_and_plots(tmp_path):
     written = json.loads((out / "results.json").read_text())
     assert [(run["method"], run["seed"]) for run in written["runs"]] == [("focal", 0), ("focal", 1)]
     assert written["versions"]["imbloss"] == imbloss.__version__
-    assert {"recall.png", "confusion.png", "calibration.png", "results.json"} == {p.name for p in out.iterdir()}
+    plots = {"recall.png", "confusion.png", "calibration.png"}
+    assert plots | {"results.json", "report.html", "cells"} == {p.name for p in out.iterdir()}
     assert (out / "recall.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -6,11 +6,10 @@ The draws are the same in every run; HYPOTHESIS_PROFILE=explore draws others, an
 import inspect
 import itertools
 import math
-import os
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from losses import LOSSES, prior_of
 from test_losses import HALF, Case, assert_accurate, assert_close, assert_within, half_steps
@@ -18,10 +17,6 @@ from test_losses import HALF, Case, assert_accurate, assert_close, assert_within
 import imbloss
 
 pytestmark = pytest.mark.isa
-
-settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=250)
-settings.register_profile("explore", deadline=None, max_examples=5000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 FACTORS = [1.0, 0.5, 2.5, 128.0, -3.0, 0.0]  # upstream, representable in half precision
 

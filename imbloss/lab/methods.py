@@ -23,6 +23,7 @@ class Method:
     loss: Callable[[Tensor], nn.Module]
     scores: Callable[[Tensor, Tensor], Tensor] = _plain
     trained_as: str | None = None  # the method whose model this one only reads differently
+    soft: bool = True  # whether it takes target probabilities
     balanced: bool = True  # whether its scores are those of equally frequent classes; else of the training set's
 
 
@@ -52,9 +53,11 @@ METHODS = {
         "logit adjusted, tau 1.5",
         lambda counts: imbloss.LogitAdjustedLoss(prior=_prior(counts), tau=1.5),
     ),
-    "lade": Method("LADE", lambda counts: imbloss.LADELoss(counts=counts)),
-    "lade_paper": Method("LADE, paper estimator", lambda counts: imbloss.LADELoss(counts=counts, estimator="paper")),
-    "lader": Method("LADER alone", lambda counts: imbloss.LADER(counts=counts)),
+    "lade": Method("LADE", lambda counts: imbloss.LADELoss(counts=counts), soft=False),
+    "lade_paper": Method(
+        "LADE, paper estimator", lambda counts: imbloss.LADELoss(counts=counts, estimator="paper"), soft=False
+    ),
+    "lader": Method("LADER alone", lambda counts: imbloss.LADER(counts=counts), soft=False),
     "adjusted_cross_entropy": Method(
         "adjusted cross entropy", lambda counts: imbloss.CrossEntropy(), _adjusted, "cross_entropy"
     ),

@@ -1,7 +1,19 @@
-"""Small models for the loss test."""
+"""Small models for the loss test, made of the shape of a sample and the number of classes."""
+
+import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from imbloss.lab.data import Data
+
+
+class Linear(nn.Sequential):
+    """features - classes: logistic regression."""
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(int(torch.Size(shape).numel()), num_classes))
 
 
 class MLP(nn.Sequential):
@@ -36,4 +48,48 @@ class CNN(nn.Module):
         return self.head(self.features(x))
 
 
-MODELS = {"mlp": MLP, "cnn": CNN}
+class Bag(nn.Module):
+    """Bag of embeddings: the mean of a text's words' vectors, of 64 numbers, - classes. The shape is (words,)."""
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(shape[0], 64, mode="mean", padding_idx=0)
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x))
+
+
+MODELS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
+    "mlp": MLP, "cnn": CNN, "linear": Linear, "bag": Bag,
+}  # fmt: skip
+
+
+def default_model(data: Data) -> str:
+    """bag for texts, cnn for images of 20 pixels and more, else mlp."""
+    if data.kind == "text":
+        return "bag"
+    return "cnn" if data.kind == "image" and min(data.x_train.shape[2:]) >= 20 else "mlp"
+
+
+def make_model(name: str, data: Data) -> nn.Module:
+    """A fresh model by its name in MODELS, or "module:function", called with a sample's shape (of texts the number of
+    words in the vocabulary) and the number of classes.
+
+    Raises:
+        ValueError: no such model, or one for another kind of data.
+    """
+    if name in MODELS:
+        make = MODELS[name]
+        if (name == "bag") != (data.kind == "text"):
+            raise ValueError(f"expected a model for {data.kind} data, but got {name!r}")
+    else:
+        module, colon, function = name.partition(":")
+        if not colon:
+            raise ValueError(f"expected model among {', '.join(MODELS)} or module:function, but got {name!r}")
+        try:
+            make = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"expected model {name!r} to be importable, but: {error}") from error
+    shape = (len(data.vocabulary),) if data.vocabulary else tuple(data.x_train.shape[1:])
+    return make(shape, data.num_classes)

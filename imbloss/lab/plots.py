@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from imbloss.lab.methods import METHODS
+from imbloss.lab.arms import title_of
 from imbloss.lab.scores import recalls
 
 
@@ -25,7 +25,7 @@ def plot_recall(results: dict, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for method in results["settings"]["methods"]:
         recall = np.array([recalls(np.array(r["confusion"])) for r in results["runs"] if r["method"] == method])
-        line = axes.plot(recall.mean(0)[order], marker="o", label=METHODS[method].title)[0]
+        line = axes.plot(recall.mean(0)[order], marker="o", label=title_of(method))[0]
         low, high = recall.min(0)[order], recall.max(0)[order]
         axes.fill_between(range(len(order)), low, high, color=line.get_color(), alpha=0.08)
     axes.set_xticks(range(len(order)), [f"{c}\nn = {counts[c]}" for c in order])
@@ -51,7 +51,7 @@ def plot_confusion(results: dict, path: Path) -> None:
     for axis, method in zip(axes.flat, methods, strict=False):
         confusion = mean_confusion(results, method)
         axis.imshow(confusion / confusion.sum(1, keepdims=True), norm=shares.norm, cmap=shares.cmap)
-        axis.set(title=METHODS[method].title, xlabel="predicted", ylabel="truth")
+        axis.set(title=title_of(method), xlabel="predicted", ylabel="truth")
     figure.colorbar(shares, ax=axes, shrink=0.7, label="share of the class")
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -64,7 +64,7 @@ def plot_calibration(results: dict, path: Path) -> None:
     for method in results["settings"]["methods"]:
         bins = np.sum([run["calibration"] for run in results["runs"] if run["method"] == method], axis=0)
         samples, confidence, hits = bins[bins[:, 0] > 0].T
-        axes.plot(confidence / samples, hits / samples, marker="o", label=METHODS[method].title)
+        axes.plot(confidence / samples, hits / samples, marker="o", label=title_of(method))
     axes.set(xlabel="confidence", ylabel="share of right answers", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.set_title("How sure each method is, and how right")
     axes.legend(loc="upper left")

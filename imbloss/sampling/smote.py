@@ -1,0 +1,220 @@
+"""SMOTE and its relatives: new rows on the line between a row of a class and one of its neighbours."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imbloss.sampling import base
+from imbloss.sampling.base import Recipe, Rows, SampleInfo, Sampler
+from imbloss.sampling.draws import Draws
+
+KINDS = ("borderline-1", "borderline-2")
+
+
+class Interpolating(Sampler):
+    """Over-samplers whose new rows are interpolated."""
+
+    sample_info_: SampleInfo
+
+    def _resample(self, rows: Rows, plan: dict[int, int], draws: Draws) -> tuple[Tensor, Tensor, None]:
+        self._check_parameters()
+        recipes = [self._recipe(rows, code, count, draws) for code, count in plan.items() if count]
+        x, codes, self.sample_info_ = base.with_new_rows(rows, (recipe for recipe in recipes if recipe is not None))
+        return x, codes, None
+
+    def _check_parameters(self) -> None:
+        raise NotImplementedError
+
+    def _recipe(self, rows: Rows, code: int, count: int, draws: Draws) -> Recipe | None:
+        raise NotImplementedError
+
+
+def check_size(rows: Rows, members: Tensor, code: int, neighbors: Any, name: str) -> int:
+    k = base.count_of(neighbors)
+    if len(members) <= k:
+        raise ValueError(
+            f"expected more than {name}={k} rows in a class to over-sample, but got {len(members)} in class "
+            f"{rows.classes[code]!r}"
+        )
+    return k
+
+
+class SMOTE(Interpolating):
+    r"""Synthetic minority over-sampling: new rows between a row and one of its k nearest neighbours in its class.
+
+    .. math:: \tilde{x} = x_i + u \, (x_j - x_i), \qquad u \sim U[0, 1), \; j \text{ a neighbour of } i
+
+    Row i and neighbour j are drawn uniformly, class by class; only rows that were drawn are searched for neighbours.
+
+    Args:
+        sampling_strategy: see docs/sampling.md; "auto" gives every class as many rows as the largest has.
+        random_state: None (torch's own generator), an int or a torch.Generator; a numpy RandomState gives the draws
+            that imbalanced-learn makes from it.
+        k_neighbors: how many; or an object with scikit-learn's ``fit`` and ``kneighbors``, whose first column (the row
+            itself) is left out.
+
+    Attributes:
+        sample_info_: for each new row ``parent``, ``neighbour`` (indices of X) and ``gap`` (u).
+        sampling_strategy_: class -> how many new rows.
+
+    Raises (``fit_resample``):
+        ValueError: a class to over-sample with no more than ``k_neighbors`` rows, one class alone, a NaN in X.
+
+    X and y come back unchanged and in order, the new rows behind them, class by class.
+    Source: Chawla et al., SMOTE: Synthetic Minority Over-sampling Technique, JAIR 16, 2002.
+
+    >>> X, y = torch.arange(20.0).view(10, 2), torch.tensor([0] * 7 + [1] * 3)
+    >>> X_new, y_new = SMOTE(k_neighbors=2, random_state=0).fit_resample(X, y)
+    >>> X_new.shape, y_new.bincount()
+    (torch.Size([14, 2]), tensor([7, 7]))
+    """
+
+    def __init__(self, *, sampling_strategy: Any = "auto", random_state: Any = None, k_neighbors: Any = 5):
+        self.sampling_strategy = sampling_strategy
+        self.random_state = random_state
+        self.k_neighbors = k_neighbors
+
+    def _check_parameters(self) -> None:
+        base.check_neighbors(self.k_neighbors, "k_neighbors")
+
+    def _recipe(self, rows: Rows, code: int, count: int, draws: Draws) -> Recipe | None:
+        members = rows.members(code)
+        k = check_size(rows, members, code, self.k_neighbors, "k_neighbors")
+        drawn = draws.integers(len(members) * k, count)
+        gap = base.draw_gap(draws, rows.x, count)
+        row, column = drawn // k, drawn % k
+        neighbour = base.drawn_neighbours(rows.x[members], row, column, self.k_neighbors)
+        return Recipe(code, members[row], members[neighbour], gap)
+
+
+class BorderlineSMOTE(SMOTE):
+    """SMOTE from the rows in danger alone: those of whose m nearest neighbours at least half, but not all, are of
+    other classes.
+
+    Args:
+        sampling_strategy, random_state, k_neighbors: see :class:`SMOTE`.
+        m_neighbors: by how many neighbours, among all rows, danger is judged; or an object, as ``k_neighbors``.
+        kind: "borderline-1": neighbours of the same class; "borderline-2": of any class, and to one of another class
+            at most half of the way.
+
+    Attributes:
+        sample_info_, sampling_strategy_: see :class:`SMOTE`.
+        in_danger_indices: class -> indices of its rows in danger.
+
+    A class without rows in danger gets no new ones. Raises as :class:`SMOTE` does.
+    Source: Han et al., Borderline-SMOTE, ICIC 2005.
+
+    >>> X, y = torch.tensor([[0.0], [1.0], [2.0], [3.0], [3.5], [4.0], [5.0]]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    >>> sampler = BorderlineSMOTE(k_neighbors=1, m_neighbors=2, random_state=0)
+    >>> sampler.fit_resample(X, y)[0].shape, sampler.in_danger_indices
+    (torch.Size([8, 1]), {1: tensor([4, 5])})
+    """
+
+    def __init__(
+        self,
+        *,
+        sampling_strategy: Any = "auto",
+        random_state: Any = None,
+        k_neighbors: Any = 5,
+        m_neighbors: Any = 10,
+        kind: str = "borderline-1",
+    ):
+        super().__init__(sampling_strategy=sampling_strategy, random_state=random_state, k_neighbors=k_neighbors)
+        self.m_neighbors = m_neighbors
+        self.kind = kind
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        base.check_neighbors(self.m_neighbors, "m_neighbors")
+        if self.kind not in KINDS:
+            raise ValueError(f"expected kind in {KINDS}, but got {self.kind!r}")
+        self.in_danger_indices: dict[Any, Any] = {}
+
+    def _recipe(self, rows: Rows, code: int, count: int, draws: Draws) -> Recipe | None:
+        members = rows.members(code)
+        m = base.count_of(self.m_neighbors)
+        if len(rows.x) <= m:
+            raise ValueError(f"expected more than m_neighbors={m} rows in X, but got {len(rows.x)}")
+        others = rows.codes[base.neighbours_of(rows.x, members, self.m_neighbors)] != code
+        foreign = others.sum(1)
+        danger = ((2 * foreign >= m) & (foreign < m)).nonzero().squeeze(1)
+        if not len(danger):
+            return None
+        self.in_danger_indices[rows.classes[code]] = members[danger]
+        of_class = self.kind == KINDS[0]
+        k = check_size(rows, members, code, self.k_neighbors, "k_neighbors") if of_class else self._k_of_all(rows)
+        drawn = draws.integers(len(danger) * k, count)
+        gap = base.draw_gap(draws, rows.x, count)
+        row, column = danger[drawn // k], drawn % k
+        if of_class:
+            neighbour = members[base.drawn_neighbours(rows.x[members], row, column, self.k_neighbors)]
+        else:
+            neighbour = base.drawn_neighbours(rows.x, members[row], column, self.k_neighbors)
+            foreign = (rows.codes[neighbour] != code).nonzero().squeeze(1)
+            gap[foreign] *= base.draw_gap(draws, rows.x, len(foreign)) / 2
+        return Recipe(code, members[row], neighbour, gap)
+
+    def _k_of_all(self, rows: Rows) -> int:
+        k = base.count_of(self.k_neighbors)
+        if len(rows.x) <= k:
+            raise ValueError(f"expected more than k_neighbors={k} rows in X, but got {len(rows.x)}")
+        return k
+
+
+class ADASYN(Interpolating):
+    """Adaptive synthetic sampling: SMOTE whose rows get new ones in proportion to the share of other classes among
+    their neighbours.
+
+    Args:
+        sampling_strategy, random_state: see :class:`SMOTE`.
+        n_neighbors: how many, in both searches: among all rows for the shares, in the class for new rows; or an
+            object, as :class:`SMOTE` takes one.
+
+    Attributes:
+        sample_info_, sampling_strategy_: see :class:`SMOTE`.
+
+    Shares are rounded row by row, so a class ends near its number, not at it.
+
+    Raises (``fit_resample``):
+        RuntimeError: a class none of whose rows has a neighbour of another class.
+        ValueError: as :class:`SMOTE`; a class that would get no rows at all, by rounding.
+
+    Source: He et al., ADASYN, IJCNN 2008.
+
+    >>> X, y = torch.arange(20.0).view(10, 2), torch.tensor([0] * 7 + [1] * 3)
+    >>> sampler = ADASYN(n_neighbors=2, random_state=0)
+    >>> sampler.fit_resample(X, y)[1].bincount(), sampler.sample_info_.parent.unique()
+    (tensor([7, 7]), tensor([7]))
+    """
+
+    def __init__(self, *, sampling_strategy: Any = "auto", random_state: Any = None, n_neighbors: Any = 5):
+        self.sampling_strategy = sampling_strategy
+        self.random_state = random_state
+        self.n_neighbors = n_neighbors
+
+    def _check_parameters(self) -> None:
+        base.check_neighbors(self.n_neighbors, "n_neighbors")
+
+    def _recipe(self, rows: Rows, code: int, count: int, draws: Draws) -> Recipe:
+        members = rows.members(code)
+        k = check_size(rows, members, code, self.n_neighbors, "n_neighbors")
+        others = rows.codes[base.neighbours_of(rows.x, members, self.n_neighbors)] != code
+        wide = torch.float32 if rows.x.device.type == "mps" else torch.float64
+        share = others.sum(1).to(wide) / k
+        if not bool(share.sum() > 0):
+            raise RuntimeError(
+                f"expected neighbours of other classes for ADASYN, but class {rows.classes[code]!r} has none: use SMOTE"
+            )
+        per_row = (share / share.sum() * count).round().long()
+        total = int(per_row.sum())
+        if not total:
+            raise ValueError(
+                f"expected enough new rows to share out, but got {count} for class {rows.classes[code]!r}, which "
+                "round to 0 for every row"
+            )
+        row = torch.repeat_interleave(per_row)
+        column = draws.integers(k, total)
+        gap = base.draw_gap(draws, rows.x, total)
+        neighbour = base.drawn_neighbours(rows.x[members], row, column, self.n_neighbors)
+        return Recipe(code, members[row], members[neighbour], gap)
