@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import design, measure, report, samplers, train_step
+from benchmarks.augmentation import AUGMENTATION
 from benchmarks.cases import CASES
 from benchmarks.metrics import METRICS
 from imbloss.doctor import environment
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     def save() -> None:
         options.json.write_text(report.dumps(results))
 
-    for case in [*CASES, *METRICS]:
+    for case in [*CASES, *METRICS, *AUGMENTATION]:
         if wanted(case.name, case.section):
             key = f"{case.section}: {case.name}"
             entry = measure.timed(case, options.rounds, options.budget, not options.no_compile)

@@ -15,6 +15,7 @@ SECTIONS = {  # in the document's order; one that is not here follows under its 
     "losses": "Forward and backward",
     "elements": "Forward and backward of elements",
     "metrics": "Metrics",
+    "augmentation": "Augmentation",
     "scaling": "From a million to a hundred million elements",
 }
 

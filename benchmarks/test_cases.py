@@ -11,6 +11,7 @@ import functools
 
 import pytest
 
+from benchmarks.augmentation import AUGMENTATION
 from benchmarks.cases import CASES
 from benchmarks.measure import ROUNDS, calls, interleaved
 from benchmarks.metrics import METRICS
@@ -40,7 +41,9 @@ measured = functools.lru_cache(maxsize=1)(lambda case: interleaved(calls(case)))
 
 @pytest.mark.benchmark(timer=clock)
 @pytest.mark.parametrize(
-    "case, provider", [(case, name) for case in [*CASES, *METRICS] for name in providers(case)], ids=name_of
+    "case, provider",
+    [(case, name) for case in [*CASES, *METRICS, *AUGMENTATION] for name in providers(case)],
+    ids=name_of,
 )
 def test_case(benchmark, case, provider):
     benchmark.group = f"{case.section} {case.name}"
