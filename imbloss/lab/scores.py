@@ -31,6 +31,12 @@ def recalls(confusion: np.ndarray) -> np.ndarray:
     return np.diag(confusion) / confusion.sum(1)
 
 
+def rare_recall(confusion: np.ndarray, train_counts: list[int]) -> float:
+    """Mean recall of the third of the classes (rounded down, at least one) that training saw least of."""
+    rarest = np.argsort(train_counts, kind="stable")[: max(1, len(train_counts) // 3)]
+    return float(recalls(confusion)[rarest].mean())
+
+
 def scores(confusion: np.ndarray) -> dict[str, float]:
     """SCORES; every class has samples in the test set; a class that is never predicted has F1 = 0."""
     found = margins.summary(margins.of_confusion(torch.as_tensor(confusion)))
