@@ -14,6 +14,7 @@ RIVALS = {  # providers' names in the JSON -> in the document
 SECTIONS = {  # in the document's order; one that is not here follows under its own name
     "losses": "Forward and backward",
     "elements": "Forward and backward of elements",
+    "sampling": "Neighbours and SMOTE",
     "scaling": "From a million to a hundred million elements",
 }
 
