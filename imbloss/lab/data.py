@@ -91,7 +91,7 @@ def load(source: str, *, imbalance_ratio: float | None = None, seed: int = 0) ->
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    x, y = load_digits(return_X_y=True)
+    x, y = map(np.asarray, load_digits(return_X_y=True))
     return x.reshape(-1, 1, 8, 8).astype(np.float64), y.astype(np.int64)
 
 
