@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 MOST_LISTED = 64  # candidates a query, beyond which plain PyTorch selects
-TILE_QUERIES, TILE_POINTS, TILE_COLUMNS = 32, 64, 32
+TILE_QUERIES, TILE_POINTS, TILE_COLUMNS, WARPS = 32, 64, 16, 8
 NOTHING = tl.constexpr(3.0e38)
 
 
@@ -81,6 +81,11 @@ def neighbors_kernel(
     tl.store(ids_ptr + out, ids, mask=mask)
 
 
+def stages(listed: int) -> int:
+    """How many tiles are on their way at a time: with two, the longest lists would not fit into the registers."""
+    return 2 if listed < MOST_LISTED else 1
+
+
 def select(queries, points, halves, exclude, wanted):
     """`imbloss.sampling.neighbors.Select` by the kernel."""
     scores = queries.new_empty((len(queries), wanted))
@@ -91,7 +96,7 @@ def select(queries, points, halves, exclude, wanted):
     neighbors_kernel[(triton.cdiv(len(queries), TILE_QUERIES),)](
         queries, points, halves, exclude, scores, ids, len(queries), len(points), points.shape[1],
         LISTED=listed, WANTED=wanted, QUERIES=TILE_QUERIES, POINTS=TILE_POINTS, COLUMNS=TILE_COLUMNS,
-        num_warps=4,
+        num_warps=WARPS, num_stages=stages(listed),
     )  # fmt: skip
     ids = ids.long()
     return scores.amax(1), torch.where(ids < 0, exclude.unsqueeze(1), ids)  # a slot is left empty by an excluded point
