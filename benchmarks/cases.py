@@ -47,6 +47,8 @@ class Case:
     copies: bool = True  # whether one copy of the first input is a bound for the work
     peak: bool = False  # whether its peak memory is measured, too
     gradient: bool = True  # whether providers return a loss, else values that are compared, or nothing
+    # whether providers did the same, of two results; None compares values and gradients
+    agree: Callable[[object, object], bool] | None = None
 
     @property
     def name(self) -> str:
@@ -140,6 +142,61 @@ def kornia_focal(x, y):
     """kornia's "mean" is over rows and classes."""
     losses = importlib.import_module("kornia.losses")
     return x.shape[1] * losses.focal_loss(x, y, alpha=None, gamma=2.0, reduction="mean")
+
+
+# ---- sampling ----------------------------------------------------------------------------------------------------
+def plain_call(function: Provider, *inputs: Tensor) -> Call:
+    return lambda: function(*inputs)
+
+
+def neighbours_by_chunks(points: Tensor, k: int, rows: int = 1024) -> tuple[Tensor, Tensor]:
+    """What people write: distances by a product, the diagonal among them."""
+    norms = (points * points).sum(1)
+    found = [
+        (norms - 2 * points[i : i + rows] @ points.T).topk(k + 1, largest=False) for i in range(0, len(points), rows)
+    ]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])[:, 1:]
+
+
+def neighbours_by_sklearn(points: Tensor, k: int):
+    search = importlib.import_module("sklearn.neighbors").NearestNeighbors(n_neighbors=k + 1, algorithm="brute")
+    distances, indices = search.fit(points.numpy()).kneighbors(points.numpy())
+    return distances[:, 1:], torch.from_numpy(indices[:, 1:])
+
+
+def neighbours_by_faiss(points: Tensor, k: int):
+    index = importlib.import_module("faiss").IndexFlatL2(points.shape[1])
+    index.add(points.numpy())
+    distances, indices = index.search(points.numpy(), k + 1)
+    return distances, torch.from_numpy(indices[:, 1:])
+
+
+def knn_case(n: int, d: int, k: int = 5) -> Case:
+    providers = {"imbloss": functools.partial(imbloss.knn, k=k), "chunks": lambda x: neighbours_by_chunks(x, k)}
+    if importlib.util.find_spec("sklearn"):
+        providers["scikit-learn"] = lambda x: neighbours_by_sklearn(x, k)
+    if importlib.util.find_spec("faiss"):
+        providers["faiss"] = lambda x: neighbours_by_faiss(x, k)
+    # float32 products swap neighbours that are almost equally far
+    agree = lambda ours, theirs: (ours[1] == theirs[1]).float().mean() > 0.999  # noqa: E731
+    return Case(
+        "knn", f"{n}x{d} k {k}", lambda: (torch.randn(n, d),), providers, plain_call, "sampling", False, agree=agree
+    )
+
+
+def smote_case(majority: int, minority: int, d: int) -> Case:
+    def inputs():
+        y = torch.cat([torch.zeros(majority), torch.ones(minority)]).long()
+        return torch.randn(majority + minority, d) + y.unsqueeze(1), y
+
+    providers = {"imbloss": lambda x, y: imbloss.SMOTE(random_state=0).fit_resample(x, y)}
+    if importlib.util.find_spec("imblearn"):
+        providers["imbalanced-learn"] = lambda x, y: (
+            importlib.import_module("imblearn.over_sampling").SMOTE(random_state=0).fit_resample(x.numpy(), y.numpy())
+        )
+    agree = lambda ours, theirs: ours[0].shape == theirs[0].shape  # noqa: E731  # rows are random
+    detail = f"{majority + minority}x{d} with {minority} of a class"
+    return Case("SMOTE", detail, inputs, providers, plain_call, "sampling", False, agree=agree)
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -286,6 +343,10 @@ CASES = [
     element_case("sigmoid_focal_loss", 8_388_608, eager=sigmoid_focal),
     element_case("asymmetric_loss", 512, 1203, eager=asymmetric),
     element_case("quality_focal_loss", 512, 1203, eager=quality_focal, targets="soft"),
+    knn_case(5000, 32),
+    knn_case(20_000, 64),
+    knn_case(20_000, 128),
+    smote_case(100_000, 10_000, 32),
     *(focal_case(round(elements / 1000), 1000, section="scaling") for elements in (1e6, 3e6, 1e7, 3e7, 1e8)),
 ]
 CASES += against_the_reference(but={case.function for case in CASES})

@@ -16,6 +16,7 @@ SECTIONS = {  # in the document's order; one that is not here follows under its 
     "elements": "Forward and backward of elements",
     "metrics": "Metrics",
     "augmentation": "Augmentation",
+    "sampling": "Neighbours and SMOTE",
     "scaling": "From a million to a hundred million elements",
 }
 

@@ -1,4 +1,4 @@
-// Exact k nearest neighbours: docs/math.md, section 5. Tiles of the distance matrix in registers select candidates in
+// Exact k nearest neighbours: docs/math.md, section 6. Tiles of the distance matrix in registers select candidates in
 // float32, which are computed again in float64 and certified; a query that is not is searched by differences instead of
 // products, and in the end in float64 alone. Exact copies of a point are searched once. Knows no tensors; threads come
 // as `parallel(count, f)`, which calls f(0) ... f(count - 1) in any order.
@@ -662,7 +662,7 @@ class NeighborSearch {
   }
 
   // Whether every point that is not listed, whose score is no better than `score`, is farther than `kth`, squared.
-  // docs/math.md, section 5.
+  // docs/math.md, section 6.
   template <Form kForm>
   bool is_certain(double kth, double score, double half, double longest) const {
     constexpr double unit = 0x1p-24, tiny = 0x1p-120;

@@ -3,11 +3,13 @@
 The tests marked triton run in the interpreter, in a process of their own: tests/test_losses.py has most of them.
 """
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import test_elements
@@ -254,6 +256,27 @@ def test_the_kernels_of_elements_compile_to_code_without_float64(name):
     loss_name, sample, shape, dtype = COMPILED_ELEMENTS[name]
     (loss,) = (loss for loss in ELEMENTS if loss.name == loss_name)
     assert_without_float64(code_for_a_gpu(sigmoid_elements, test_elements.case(loss, sample, shape, dtype)))
+
+
+def local_memory_instructions(code, folder):
+    """Loads and stores of registers that there were too few of."""
+    tool = Path(importlib.import_module("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    (folder / "code.cubin").write_bytes(code.asm["cubin"])
+    text = subprocess.run([tool, "-sass", folder / "code.cubin"], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"\bFFMA\b", text)
+    return re.findall(r"\b(?:LDL|STL)\b.*", text)
+
+
+@out_of_the_interpreter
+@pytest.mark.parametrize("k", [1, 5, 10, 32])
+def test_neighbours_compile_without_float64_and_spills(k, tmp_path):
+    from imbloss.kernels import neighbors
+
+    points, halves = torch.randn(70, 32), torch.ones(70)
+    search = SimpleNamespace(run=lambda: neighbors.select(points, points, halves, torch.arange(70), k + 3))
+    compiled = code_for_a_gpu(neighbors, search)
+    assert_without_float64(compiled)
+    assert not local_memory_instructions(compiled[-1], tmp_path)
 
 
 class Operators(TorchDispatchMode):

@@ -156,7 +156,7 @@ def encode(y: Any) -> tuple[Tensor, Any]:
     if high - low > MOST_LABELS_PER_ROW * len(y):
         classes, codes = y.unique(return_inverse=True)
         return codes, classes
-    labels = labels - low
+    labels = labels - low if low else labels
     there = (torch.bincount(labels) > 0).nonzero().squeeze(1)
     if len(there) == high - low + 1:
         return labels, (there + low).to(y.dtype)

@@ -1,7 +1,7 @@
 """Exact nearest neighbours: arguments checked, the best kernel called. Without one, `search` below, in plain PyTorch.
 
 Exact means: indices and order are those of a float64 brute force whose ties break to the lower index. What is selected
-with rounding errors is computed again without, and certified (docs/math.md, section 5); what is not, is searched
+with rounding errors is computed again without, and certified (docs/math.md, section 6); what is not, is searched
 directly.
 """
 
@@ -154,12 +154,24 @@ def nearest(
 
 
 # ---- in plain PyTorch --------------------------------------------------------------------------------------------
-# (queries, points, half the squared lengths of both) of a chunk -> the candidates' indices, and a bound: half the
-# squared distance, up to rounding, that no other point is below. Centred.
-Select = Callable[..., tuple[Tensor, Tensor]]
+# (queries, points, half the squared lengths of points, points that queries may not get or None, how many candidates),
+# centred -> of each query half the squared distance, less its own share, that no other point is below; and the
+# candidates' indices, an excluded point among them perhaps.
+Select = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+BLOCK = 1 << 16  # queries a call of one that needs no tile of distances
 
 
-def search(points: Tensor, k: int, queries: Tensor | None, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def by_tiles(asked: Tensor, centred: Tensor, halves: Tensor, exclude: Tensor | None, wanted: int):
+    scores = torch.addmm(halves, asked, centred.T, alpha=-1)
+    if exclude is not None:
+        scores.scatter_(1, exclude.unsqueeze(1), math.inf)
+    bound, candidates = scores.topk(wanted, largest=False)
+    return bound[:, -1], candidates
+
+
+def search(
+    points: Tensor, k: int, queries: Tensor | None, exclude: Tensor | None, select: Select | None = None
+) -> tuple[Tensor, Tensor]:
     """The certified search, chunk by chunk."""
     own = queries is None
     if own:
@@ -174,14 +186,13 @@ def search(points: Tensor, k: int, queries: Tensor | None, exclude: Tensor | Non
     wanted = min(k + SPARE, len(points))
     distances = points.new_empty((len(queries), k))
     indices = points.new_empty((len(queries), k), dtype=torch.int64)
-    for rows in chunks(len(queries), len(points)):
+    for rows in chunks(len(queries), len(points) if select is None else CHUNK_ELEMENTS // BLOCK):
         asked = centred[rows] if own else ((queries[rows] - centre) * scale).to(points.dtype)
-        scores = torch.addmm(halves, asked, centred.T, alpha=-1)  # half the squared distance, less the query's share
-        if exclude is not None:
-            scores.scatter_(1, exclude[rows].unsqueeze(1), math.inf)
-        bound, candidates = scores.topk(wanted, largest=False)
+        bound, candidates = (select or by_tiles)(
+            asked, centred, halves, None if exclude is None else exclude[rows], wanted
+        )
         length = asked.to(widest(points)).norm(dim=1)
-        floor = bound[:, -1].to(widest(points)) + length.square() / 2
+        floor = bound.to(widest(points)) + length.square() / 2
         squares, found = rerank(points, queries[rows], candidates, None if exclude is None else exclude[rows])
         squares, found = squares[:, :k], found[:, :k]
         certain = is_certain(squares[:, -1] * scale**2, floor, length, lengths.max(), points.shape[1], unit_of(points))
@@ -209,7 +220,7 @@ def unit_of(points: Tensor) -> float:
 
 
 def is_certain(kth: Tensor, floor: Tensor, length: Tensor, longest: Tensor, depth: int, unit: float) -> Tensor:
-    """Whether no other point can be nearer than the k-th: docs/math.md, section 5.
+    """Whether no other point can be nearer than the k-th: docs/math.md, section 6.
 
     Args:
         kth: the squared distance of the k-th.
