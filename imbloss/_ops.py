@@ -95,7 +95,8 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @torch.library.register_fake("imbloss::softmax_rows", lib=_library)
 def _(logits, target, operands, numbers, ignore_index, reduction, policy, keep_grad):
-    stats_shape = (NUM_ROW_STATS, target.numel())
+    # Triton's kernels keep the divisor behind the statistics of the rows
+    stats_shape = (NUM_ROW_STATS, target.numel() + (_kernels.get(logits.device.type) == "triton"))
     stats = logits.new_empty(stats_shape, dtype=_accumulation_dtype(logits.dtype))
     return _new_loss(logits, reduction), torch.empty_like(logits) if keep_grad else stats
 
@@ -157,9 +158,8 @@ def _(grad_output, logits, *args):
 # ---- backends ----------------------------------------------------------------------------------------------------
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
-    "softmax_rows": tuple(
-        name + suffix for name in ("softmax_rows", "softmax_soft_rows") for suffix in ("", "_backward", "_")
-    ),
+    "softmax_rows": ("softmax_rows", "softmax_rows_backward", "softmax_rows_"),
+    "soft_rows": ("softmax_soft_rows", "softmax_soft_rows_backward", "softmax_soft_rows_"),
     "class_columns": ("class_columns", "class_columns_statistics", "class_columns_backward"),
     "sigmoid_elements": ("sigmoid_elements", "sigmoid_elements_backward"),
 }

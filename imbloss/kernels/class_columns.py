@@ -11,20 +11,14 @@ import triton.language as tl
 
 from imbloss import reference
 from imbloss._ops import NUM_COLUMN_FACTORS, NUM_COLUMN_STATS, NUM_ROW_STATS
-from imbloss.kernels import softmax_rows
+from imbloss.kernels import launch, rows
 from imbloss.kernels.policies import LN2, LOG2E, log, log1p
-from imbloss.kernels.softmax_rows import (
-    _exp,
-    _load_target,
-    _log2_scale,
-    _per_class,
-    _rescale,
-    _row_offset,
-    _row_weight,
-)
+from imbloss.kernels.rows import LOWEST, exp, higher, load_target, per_class, row_weight
 
-# Of a program: its sums take as much memory as four rows, and are in float32 (beyond in float64).
-ROW_RANGE = 32, 256
+
+@triton.jit
+def _row_offset(row, inner, stride_outer, stride_inner):
+    return row // inner * stride_outer + row % inner * stride_inner
 
 
 @triton.jit
@@ -54,11 +48,11 @@ def class_columns_kernel(
     PRIOR_CE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    y, counts, in_range = _load_target(target_ptr, row, num_rows, num_classes, ignore_index)
+    y, counts, in_range = load_target(target_ptr, row, row < num_rows, num_classes, ignore_index)
     x_ptr = logits_ptr + _row_offset(row, inner, stride_outer, stride_inner)
     v = _importance(importance_ptr, y, counts)
 
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    top2 = tl.full((ROWS,), LOWEST, tl.float32)
     others = tl.zeros((ROWS,), tl.float32)
     for start in range(0, num_classes, COLUMNS):
         cols = start + tl.arange(0, COLUMNS)
@@ -78,24 +72,25 @@ def class_columns_kernel(
         tl.store(out_ptr + 3 * sums_step, tl.sum(own.to(tl.float32), 0), mask=cols < num_classes)
         # the classes of each row, but for the target's
         if PRIOR_CE:
-            z = x + _per_class(log_prior_ptr, cols, num_classes)[None, :]
+            z = x + per_class(log_prior_ptr, cols, num_classes)[None, :]
             z = tl.where(mask & (is_target == 0), z, float("-inf"))
-            new_top = tl.maximum(top, tl.max(z, 1))
-            others = others * _rescale(top, new_top) + tl.sum(_exp(z, _log2_scale(new_top)[:, None]), 1)
-            top = new_top
+            new_top2 = higher(top2, tl.max(z, 1))
+            others = others * tl.exp2(top2 - new_top2) + tl.sum(exp(z, new_top2[:, None]), 1)
+            top2 = new_top2
 
     loss = tl.zeros((ROWS,), tl.float32)
     if PRIOR_CE:
         z_y = tl.load(x_ptr + y.to(tl.int64) * stride_class, mask=counts, other=0.0).to(tl.float32)
         z_y += tl.load(log_prior_ptr + y)
-        new_top = tl.maximum(top, z_y)
-        e_others = others * _rescale(top, new_top)
-        top2 = new_top * LOG2E
-        e_target = _exp(z_y, top2)
+        new_top2 = higher(top2, z_y)
+        leads = z_y * LOG2E >= top2
+        e_others = others * tl.exp2(top2 - new_top2)
+        top2 = new_top2
+        e_target = exp(z_y, top2)
         total = e_target + e_others
         below_top = tl.fma(z_y, LOG2E, -top2) * LN2 - log(total)
-        log_p = tl.where(z_y == new_top, -log1p(tl.div_rn(e_others, e_target)), below_top)
-        weight = tl.where(counts, _row_weight(sample_weight_ptr, row, num_rows), 0.0)
+        log_p = tl.where(leads, -log1p(tl.div_rn(e_others, e_target)), below_top)
+        weight = tl.where(counts, row_weight(sample_weight_ptr, row, row < num_rows), 0.0)
         weight = tl.where(counts & (in_range == 0), float("nan"), weight)
         loss = tl.where(counts, -weight * log_p, 0.0)
         stats_ptr = stats_ptr + row
@@ -121,7 +116,7 @@ def class_columns_backward_kernel(
     PRIOR_CE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    y, counts, in_range = _load_target(target_ptr, row, num_rows, num_classes, ignore_index)
+    y, counts, in_range = load_target(target_ptr, row, row < num_rows, num_classes, ignore_index)
     x_ptr = logits_ptr + _row_offset(row, inner, stride_outer, stride_inner)
     g_ptr = grad_ptr + _row_offset(row, inner, grad_stride_outer, grad_stride_inner)
     v = _importance(importance_ptr, y, counts)
@@ -140,12 +135,12 @@ def class_columns_backward_kernel(
         mask = inside & counts[:, None]
         is_target = cols[None, :] == y[:, None]
         x = tl.load(x_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_class, mask=mask, other=0.0).to(tl.float32)
-        class_top = _per_class(factors_ptr, cols, num_classes)[None, :]
-        g = v[:, None] * _per_class(slope_ptr, cols, num_classes)[None, :] * _exp_below(x, class_top)
-        g -= tl.where(is_target, _per_class(share_ptr, cols, num_classes)[None, :], 0.0)
+        class_top = per_class(factors_ptr, cols, num_classes)[None, :]
+        g = v[:, None] * per_class(slope_ptr, cols, num_classes)[None, :] * _exp_below(x, class_top)
+        g -= tl.where(is_target, per_class(share_ptr, cols, num_classes)[None, :], 0.0)
         if PRIOR_CE:
-            z = x + _per_class(log_prior_ptr, cols, num_classes)[None, :]
-            g += tl.where(is_target, of_target[:, None], _exp(z, top2[:, None]) * other[:, None])
+            z = x + per_class(log_prior_ptr, cols, num_classes)[None, :]
+            g += tl.where(is_target, of_target[:, None], exp(z, top2[:, None]) * other[:, None])
         g = tl.where((in_range == 0)[:, None], float("nan"), g * upstream)
         g = tl.where(mask, g, 0.0)
         out_ptr = g_ptr[:, None] + cols.to(tl.int64)[None, :] * grad_stride_class
@@ -159,21 +154,28 @@ def _constants(prior: torch.Tensor, estimator: str) -> tuple[torch.Tensor, torch
     return prior.log().float(), importance
 
 
+def _run(kernel, x: torch.Tensor, *args, **constants) -> None:
+    num_rows = x.shape[0] * x.shape[2]
+    tile = launch.columns(num_rows, x.shape[1])
+    if num_rows:
+        grid = (launch.cdiv(num_rows, tile.rows),)
+        rows.run(kernel, grid, x.device, *args, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps, **constants)
+
+
 def class_columns_statistics(logits, target, operands, numbers, ignore_index, estimator):
-    if logits.dtype == torch.float64:
-        raise TypeError("expected logits of dtype float32, bfloat16 or float16 in a Triton kernel, but got float64")
+    rows.check_dtype(logits)
     prior, sample_weight, _ = operands
-    rows = softmax_rows._as_rows(logits)
-    num_rows, num_classes, inner = softmax_rows._shape(rows)
-    programs = triton.cdiv(num_rows, softmax_rows._tile(num_rows, num_classes, ROW_RANGE)[0])
+    x = rows.as_rows(logits)
+    num_rows, num_classes, inner = x.shape[0] * x.shape[2], x.shape[1], x.shape[2]
+    programs = launch.cdiv(num_rows, launch.columns(num_rows, num_classes).rows)
     stats = logits.new_zeros((NUM_ROW_STATS, num_rows), dtype=torch.float32)
     losses = logits.new_empty(num_rows, dtype=torch.float32)
     sums = logits.new_empty((NUM_COLUMN_STATS, programs, num_classes), dtype=torch.float32)
-    softmax_rows._launch(
-        class_columns_kernel, rows,
-        rows, target.contiguous(), losses, stats, sums, *_constants(prior, estimator), sample_weight,
-        num_rows, num_classes, inner, sums.stride(0), *rows.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]), row_range=ROW_RANGE,
+    _run(
+        class_columns_kernel, x,
+        x, target.contiguous(), losses, stats, sums, *_constants(prior, estimator), sample_weight,
+        num_rows, num_classes, inner, sums.stride(0), *x.stride(), ignore_index,
+        PRIOR_CE=bool(numbers[0]),
     )  # fmt: skip
     counts = target != ignore_index
     weights = counts if sample_weight is None else torch.where(counts, sample_weight, 0)
@@ -186,9 +188,9 @@ def class_columns_statistics(logits, target, operands, numbers, ignore_index, es
 
 
 def class_columns(logits, target, operands, numbers, ignore_index, reduction, estimator, keep_grad):
-    rows, columns, totals = class_columns_statistics(logits, target, operands, numbers, ignore_index, estimator)
+    of_rows, columns, totals = class_columns_statistics(logits, target, operands, numbers, ignore_index, estimator)
     loss, factors = reference.finish_columns(columns, totals, operands, numbers, reduction, estimator)
-    loss, kept = loss.float(), torch.cat([rows.flatten(), factors.float()])
+    loss, kept = loss.float(), torch.cat([of_rows.flatten(), factors.float()])
     if not keep_grad:
         return loss, kept
     args = logits, target, kept, operands, numbers, ignore_index, estimator
@@ -196,15 +198,15 @@ def class_columns(logits, target, operands, numbers, ignore_index, reduction, es
 
 
 def class_columns_backward(grad_output, logits, target, kept, operands, numbers, ignore_index, estimator):
-    rows = softmax_rows._as_rows(logits)
-    num_rows, num_classes, inner = softmax_rows._shape(rows)
+    x = rows.as_rows(logits)
+    num_rows, num_classes, inner = x.shape[0] * x.shape[2], x.shape[1], x.shape[2]
     grad = torch.empty_like(logits)
-    grad_rows = softmax_rows._as_rows(grad)
+    grad_rows = rows.as_rows(grad)
     stats, factors = kept.split([NUM_ROW_STATS * num_rows, NUM_COLUMN_FACTORS * num_classes + 1])
-    softmax_rows._launch(
-        class_columns_backward_kernel, rows,
-        rows, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator),
-        num_rows, num_classes, inner, *rows.stride(), *grad_rows.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]), row_range=ROW_RANGE,
+    _run(
+        class_columns_backward_kernel, x,
+        x, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator),
+        num_rows, num_classes, inner, *x.stride(), *grad_rows.stride(), ignore_index,
+        PRIOR_CE=bool(numbers[0]),
     )  # fmt: skip
-    return softmax_rows._filled(grad, grad_rows)
+    return rows.filled(grad, grad_rows)

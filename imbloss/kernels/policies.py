@@ -39,8 +39,14 @@ def log(x):
 @triton.jit
 def log1p(x):
     """log(1 + x) for x >= 0."""
+    return log(1.0 + x) + log1p_tail(x)
+
+
+@triton.jit
+def log1p_tail(x):
+    """What 1 + x rounds away of log(1 + x); a division that is not exact will do."""
     s = 1.0 + x
-    return log(s) + tl.div_rn(x - (s - 1.0), s)  # the last term is what 1 + x rounded away
+    return (x - (s - 1.0)) / s
 
 
 @triton.jit

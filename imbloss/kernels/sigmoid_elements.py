@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from imbloss._ops import ELEMENT_OPERANDS, REDUCTIONS
+from imbloss.kernels import launch, rows
 from imbloss.kernels.policies import ELEMENT_POLICIES, sigmoid
 
 TILE = 1024  # elements a program holds
@@ -122,8 +123,7 @@ def _launch(kernel, logits: Tensor, *args, **constants) -> None:
     count, block = logits.numel(), _block(logits)
     if count == 0:
         return
-    with torch.accelerator.device_index(None if logits.is_cpu else logits.device.index):
-        kernel[triton.cdiv(count, block),](*args, BLOCK=block, **constants)
+    rows.run(kernel, (launch.cdiv(count, block),), logits.device, *args, BLOCK=block, **constants)
 
 
 def _elements(

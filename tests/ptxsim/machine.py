@@ -335,8 +335,10 @@ class Machine:
     def _count_traffic(self, kind: str, offset, size: int, warp) -> None:
         self.counts[f"{kind} bytes"] += size * len(offset)
         self.counts[f"{kind} requests"] += len(np.unique(warp))
-        sectors = (offset >> 5)[:, None] + np.arange(max(size // 32, 1))
-        self.counts[f"{kind} sectors"] += len(np.unique((warp[:, None] << 40) + sectors))
+        sectors = np.unique((warp[:, None] << 40) + (offset >> 5)[:, None] + np.arange(max(size // 32, 1)))
+        self.counts[f"{kind} sectors"] += len(sectors)
+        if len(offset):
+            self.counts[f"{kind} sectors of {self.memory.name(offset[0])}"] += len(sectors)
 
     def shared_place(self, operand: str, scope: str, size: int):
         base, shift = self.address(operand)

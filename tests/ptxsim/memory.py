@@ -1,5 +1,7 @@
 """Global memory with red zones, and the shadow that notices races."""
 
+import bisect
+
 import numpy as np
 
 BASE = 0x7F1200000000
@@ -38,6 +40,10 @@ class Memory:
         span = slice(address - BASE, address - BASE + len(array))
         written = self.initialised[span]
         array[written] = self.data[span][written]
+
+    def name(self, offset: int) -> str:
+        """Of the buffer of a place."""
+        return self.buffers[bisect.bisect([start for start, *_ in self.buffers], offset) - 1][2]
 
     def where(self, offset: int) -> str:
         near = [b for b in self.buffers if b[0] - RED_ZONE <= offset < b[0] + b[1].nbytes + RED_ZONE]

@@ -1,0 +1,150 @@
+"""How a kernel is launched: pure functions of shape, dtype, layout and the device's processors. Nothing is tried at run
+time; benchmarks/aot.py shows what the choices compile to, docs/gpu.md why they are so.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LONG = 4096  # classes from which on a row is walked in blocks rather than held
+UNALIGNED = 128  # the same for rows that do not start at whole vectors
+FEWEST_ROWS, MOST_ROWS = 32, 256  # that a program sums over
+THREAD_HOLDS = 32  # logits, about, that a thread holds
+VECTOR = 16  # bytes of the widest load
+
+
+class Layout(NamedTuple):
+    """Rows in memory: (outer, inner) of them, of `classes` logits each."""
+
+    outer: int
+    classes: int
+    inner: int
+    contiguous: bool  # the classes of a row
+    vector: int  # so many logits from one that every row's address and number of classes is a multiple of
+
+
+class Tile(NamedTuple):
+    """A program's rows, wholly held: ROWS rows of BLOCKS blocks of COLUMNS classes. 0 blocks: not held, walked."""
+
+    rows: int
+    columns: int
+    blocks: int
+    vector: int
+    warps: int
+    programs: int
+
+
+class Long(NamedTuple):
+    """Blocks of a row that a program walks, which shares the row with others if there are too few rows."""
+
+    block: int
+    vector: int
+    splits: int
+    warps: int
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The next one."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors, or what a device has in their place."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == "xpu":
+        return torch.xpu.get_device_properties(device).max_compute_units
+    return 1
+
+
+def merged(shape: tuple[int, int, int], *strides: tuple[int, int, int]):
+    """(N, C, inner) and its strides in some tensors, with N and inner made one where all strides allow it."""
+    n, classes, inner = shape
+    if inner == 1:
+        return (1, classes, n), [(0, of_class, outer) for outer, of_class, _ in strides]
+    if n == 1:
+        return shape, [(0, *rest) for _, *rest in strides]
+    if all(outer == inner * step for outer, _, step in strides):
+        return (1, classes, n * inner), [(0, of_class, step) for _, of_class, step in strides]
+    return shape, list(strides)
+
+
+def layout(shape: tuple[int, int, int], tensors: list[Tensor], strides: list[tuple[int, int, int]]) -> Layout:
+    """Of tensors that are walked together."""
+    outer, classes, inner = shape
+    contiguous = classes == 1 or all(of_class == 1 for _, of_class, _ in strides)
+    common = classes
+    for tensor, (stride_outer, _, stride_inner) in zip(tensors, strides, strict=True):
+        size = tensor.element_size()
+        common = math.gcd(common, stride_outer, stride_inner, VECTOR // size)
+        common = common if tensor.data_ptr() % VECTOR == 0 else 1
+    return Layout(outer, classes, inner, contiguous, common if contiguous else 1)
+
+
+@functools.lru_cache(4096)
+def tile(rows: Layout, processors: int) -> Tile:
+    outer, classes, inner, contiguous, vector = rows
+    warps = 4
+    if contiguous and classes < LONG:
+        # a warp a row, two where a thread would hold too much
+        lanes = 32 * power_of_2(cdiv(classes, 64 * THREAD_HOLDS))
+        columns = min(power_of_2(classes), lanes * vector)
+        fewest = max(warps * 32 * vector // columns, 1)
+        blocks = cdiv(classes, columns)
+        most = max(32 * warps * THREAD_HOLDS // (columns * blocks), fewest)
+    elif contiguous:
+        fewest, most, columns, blocks = 1, 1, 1024, 0
+    elif classes <= 32:
+        fewest, most, columns, blocks = 32, 128, 1, classes
+    elif classes <= 256:
+        fewest, most, columns = 32, 32, 16
+        blocks = cdiv(classes, columns)
+    else:
+        fewest, most, columns, blocks = 32, 32, 32, 0
+    held = most
+    while held > fewest and outer * cdiv(inner, held) < 2 * processors:
+        held //= 2
+    held = min(held, power_of_2(inner))
+    return Tile(held, columns, blocks, vector, warps, outer * cdiv(inner, held))
+
+
+def is_long(rows: Layout) -> bool:
+    return rows.contiguous and rows.classes >= (UNALIGNED if rows.vector == 1 else LONG)
+
+
+@functools.lru_cache(4096)
+def long(num_rows: int, classes: int, size: int, processors: int) -> Long:
+    """`size`: bytes of a logit. Two vectors a thread are under way at a time."""
+    warps = 1 if classes < 2048 else 2 if classes < 4096 else 4 if classes < 16384 else 8
+    block = 32 * warps * 2 * VECTOR // size
+    wanted = cdiv(2 * processors, max(num_rows, 1))  # programs for every row
+    splits = min(power_of_2(wanted), power_of_2(max(cdiv(classes, block) // 2, 1)), 64)
+    return Long(block, VECTOR // size, splits, warps)
+
+
+class Columns(NamedTuple):
+    """Rows of a program, and classes that it holds at a time."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+@functools.lru_cache(4096)
+def columns(num_rows: int, classes: int) -> Columns:
+    """A program's sums over rows take as much memory as four rows and are in float32, those of programs in float64."""
+    held = min(power_of_2(classes), 4096 // FEWEST_ROWS)
+    return Columns(max(min(4096 // held, power_of_2(num_rows), MOST_ROWS), 1), held, 4)
+
+
+def reduction_block(programs: int) -> int:
+    """Results of programs that are added up at a time."""
+    return min(max(power_of_2(programs), 32), 2048)
