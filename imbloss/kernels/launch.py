@@ -11,9 +11,10 @@ from torch import Tensor
 
 LONG = 4096  # classes from which on a row is walked in blocks rather than held
 UNALIGNED = 128  # the same for rows that do not start at whole vectors
-FEWEST_ROWS, MOST_ROWS = 32, 256  # that a program sums over
+NARROW = 16  # classes up to which a thread reads a row on its own
 THREAD_HOLDS = 32  # logits, about, that a thread holds
 VECTOR = 16  # bytes of the widest load
+FEWEST_ROWS, MOST_ROWS = 32, 256  # that a program of class_columns.py sums over
 
 
 class Layout(NamedTuple):
@@ -90,10 +91,14 @@ def layout(shape: tuple[int, int, int], tensors: list[Tensor], strides: list[tup
 
 
 @functools.lru_cache(4096)
-def tile(rows: Layout, processors: int) -> Tile:
+def tile(rows: Layout, processors: int, stores: bool) -> Tile:
+    """`stores`: whether something as large as the logits is written, which has to be in whole sectors."""
     outer, classes, inner, contiguous, vector = rows
     warps = 4
-    if contiguous and classes < LONG:
+    if contiguous and classes <= NARROW and not stores:
+        fewest, most, columns = 32, 128, min(vector, power_of_2(classes))
+        blocks = cdiv(classes, columns)
+    elif contiguous and classes < LONG:
         # a warp a row, two where a thread would hold too much
         lanes = 32 * power_of_2(cdiv(classes, 64 * THREAD_HOLDS))
         columns = min(power_of_2(classes), lanes * vector)
@@ -114,6 +119,11 @@ def tile(rows: Layout, processors: int) -> Tile:
         held //= 2
     held = min(held, power_of_2(inner))
     return Tile(held, columns, blocks, vector, warps, outer * cdiv(inner, held))
+
+
+def spread(rows: Tile) -> bool:
+    """Whether several threads share a row, and what is done once a row is better done by one."""
+    return rows.columns > rows.vector and rows.rows < 32 * rows.warps
 
 
 def is_long(rows: Layout) -> bool:

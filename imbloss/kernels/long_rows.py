@@ -114,7 +114,8 @@ def softmax_long_rows_kernel(
     new_top2 = higher(row_top2, tl.max(z, 0))
     row_others = row_others * tl.exp2(row_top2 - new_top2) + tl.sum(exp(z, new_top2), 0)
     if SPLITS == 1:
-        z_y = target_logit(row_ptr + tl.zeros_like(y), y, counts, scale_ptr, bias_ptr, margin_ptr, 1)
+        x_y = tl.load(row_ptr + y, mask=counts, other=0.0).to(tl.float32)
+        z_y = target_logit(x_y, y, scale_ptr, bias_ptr, margin_ptr)
         finish_rows(
             loss_ptr, stats_ptr, stats_step, tl.num_programs(0),
             weight_ptr, sample_weight_ptr, gammas_ptr,
@@ -147,7 +148,8 @@ def softmax_long_rows_merge_kernel(
     row_top2 = tl.max(top2, 1)
     parts = tl.load(in_ptr + tl.num_programs(0) * SPLITS) * tl.exp2(top2 - row_top2[:, None])
     row_ptr = logits_ptr + outer * stride_outer + i * stride_inner
-    z_y = target_logit(row_ptr, y, counts, scale_ptr, bias_ptr, margin_ptr, 1)
+    x_y = tl.load(row_ptr + y, mask=counts, other=0.0).to(tl.float32)
+    z_y = target_logit(x_y, y, scale_ptr, bias_ptr, margin_ptr)
     finish_rows(
         loss_ptr, stats_ptr, stats_step, tl.num_programs(0),
         weight_ptr, sample_weight_ptr, gammas_ptr,

@@ -105,8 +105,9 @@ def inverse_divisor(divisor_ptr):
 
 
 @triton.jit
-def target_logit(x_ptr, y, counts, scale_ptr, bias_ptr, margin_ptr, stride_class):
-    z_y = tl.load(x_ptr + y.to(tl.int64) * stride_class, mask=counts, other=0.0).to(tl.float32)
+def target_logit(x_y, y, scale_ptr, bias_ptr, margin_ptr):
+    """z of the target's x."""
+    z_y = x_y
     if scale_ptr is not None:
         z_y = z_y * tl.load(scale_ptr + y)
     if bias_ptr is not None:
@@ -229,7 +230,7 @@ def check_dtype(logits: Tensor) -> None:
 class Walk:
     """Rows that are walked together, of logits and perhaps a gradient or probabilities, and how."""
 
-    def __init__(self, *tensors: Tensor) -> None:
+    def __init__(self, *tensors: Tensor, stores: bool) -> None:
         first = tensors[0]
         self.device = first.device
         n, _, inner = first.shape
@@ -241,7 +242,7 @@ class Walk:
         self.is_long = launch.is_long(self.layout)
         if self.is_long:
             self.long = launch.long(self.num_rows, self.num_classes, first.element_size(), processors)
-        self.tile = launch.tile(self.layout, processors)
+        self.tile = launch.tile(self.layout, processors, stores)
 
     def run_tiles(self, kernel, *args, **constants) -> None:
         rows, columns, blocks, vector, warps, programs = self.tile

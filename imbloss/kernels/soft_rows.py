@@ -287,7 +287,7 @@ def _soft_rows(
         check_target(target, logits.shape[1] if logits.dim() > 1 else len(logits), ignore_index)
     x = rows.as_rows(logits)
     probabilities = rows.as_rows(target) if soft else None
-    walk = rows.Walk(*[tensor for tensor in (x, probabilities, grad) if tensor is not None])
+    walk = rows.Walk(*[tensor for tensor in (x, probabilities, grad) if tensor is not None], stores=grad is not None)
     divisor = _divisor(target, walk.num_rows, operands, ignore_index) if reduction == REDUCTIONS["mean"] else None
     losses = None
     if grad is None:

@@ -76,7 +76,7 @@ def softmax_rows_kernel(
     # strides
     stride_outer, stride_class, stride_inner,
     gamma, policy_args, ignore_index,
-    POLICY: tl.constexpr, WHOLE: tl.constexpr, REDUCED: tl.constexpr,
+    POLICY: tl.constexpr, WHOLE: tl.constexpr, REDUCED: tl.constexpr, SPREAD: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     outer, i, here, row = rows_of_program(inner, ROWS)
@@ -85,8 +85,22 @@ def softmax_rows_kernel(
     top2, others = _other_classes(
         x_ptr, y, counts, scale_ptr, bias_ptr, num_classes, stride_class, BLOCKS, COLUMNS, VEC
     )
-    y_ptr = logits_ptr + outer * stride_outer + i * stride_inner
-    z_y = target_logit(y_ptr, y, counts, scale_ptr, bias_ptr, margin_ptr, stride_class)
+    x_y = tl.load(
+        logits_ptr + outer * stride_outer + i * stride_inner + y.to(tl.int64) * stride_class, mask=counts, other=0.0
+    ).to(tl.float32)
+    if SPREAD:
+        # all threads of a row have its results: through memory they get to one of them, or a few
+        stats_of_row = stats_ptr + row
+        tl.store(stats_of_row, top2, mask=here)
+        tl.store(stats_of_row + stats_step, others, mask=here)
+        tl.store(stats_of_row + 2 * stats_step, x_y, mask=here)
+        tl.debug_barrier()
+        top2 = tl.load(stats_of_row, mask=here, other=0.0)
+        others = tl.load(stats_of_row + stats_step, mask=here, other=0.0)
+        x_y = tl.load(stats_of_row + 2 * stats_step, mask=here, other=0.0)
+        y, counts, in_range = load_target(target_ptr, row, here, num_classes, ignore_index)
+        tl.debug_barrier()
+    z_y = target_logit(x_y, y, scale_ptr, bias_ptr, margin_ptr)
     finish_rows(
         loss_ptr, stats_ptr, stats_step, tl.num_programs(0),
         weight_ptr, sample_weight_ptr, gammas_ptr,
@@ -151,7 +165,7 @@ def softmax_rows(logits, target, operands, numbers, ignore_index, reduction, pol
         check_target(target, logits.shape[1] if logits.dim() > 1 else len(logits), ignore_index)
     weight, sample_weight, scale, bias, margin, gammas, normalizer = operands or rows.NO_OPERANDS
     x = rows.as_rows(logits)
-    walk = rows.Walk(x)
+    walk = rows.Walk(x, stores=False)
     reduced = reduction != REDUCTIONS["none"] or target.dim() == 0
     programs = walk.num_rows if walk.is_long else walk.tile.programs
     losses = logits.new_empty((2, programs) if reduced else target.shape, dtype=torch.float32)
@@ -174,7 +188,7 @@ def softmax_rows(logits, target, operands, numbers, ignore_index, reduction, pol
             rows.run(kernel, grid, walk.device, *args, SPLITS=walk.long.splits, num_warps=1, **constants)
     else:
         args = x, target, losses, stats, *per_class, *shapes, *walk.strides[0], *numbers
-        walk.run_tiles(softmax_rows_kernel, *args, **constants)
+        walk.run_tiles(softmax_rows_kernel, *args, SPREAD=launch.spread(walk.tile), **constants)
     loss = losses
     if reduced:
         loss = logits.new_empty((), dtype=torch.float32)
@@ -201,7 +215,7 @@ def _rows_backward(grad, grad_output, logits, target, stats, operands, ignore_in
     """Fills `grad`, which may be the logits."""
     _, _, scale, bias, *_ = operands or rows.NO_OPERANDS
     x, grad_rows = rows.as_rows(logits), rows.as_rows(grad)
-    walk = rows.Walk(x, grad_rows)
+    walk = rows.Walk(x, grad_rows, stores=True)
     upstream, upstream_stride = rows.upstream_of(grad_output)
     factor = None if upstream_stride else stats[0, walk.num_rows :]
     args = x, target.contiguous(), stats, upstream, factor, grad_rows, scale, bias

@@ -406,6 +406,31 @@ def load_matrix(o: Operands):
     return run
 
 
+def store_matrix(o: Operands):
+    """stmatrix: what load_matrix is for loads."""
+    machine = o.machine
+    if o.has("trans"):
+        raise o.unsupported
+    base, step = machine.address(o.args[0])
+    pointer = machine.reader(base, "u32", o.scope)
+    readers = [o.read_as(part, "b32") for part in split(o.args[1][1:-1])]
+
+    def run():
+        address = np.broadcast_to(pointer(), (machine.n,)).astype(np.int64) + step
+        lane = (machine.thread & LANE).astype(np.int64)
+        threads = machine.active()
+        for i, read in enumerate(readers):
+            row = address[np.arange(machine.n) - lane + 8 * i + lane // 4] + lane % 4 * 4
+            offset = machine.checked_shared(threads, row[threads], 4)
+            value, memory = np.broadcast_to(read(), (machine.n,))[threads], machine.shared.view(np.uint32)
+            machine.check_race(True, threads, offset, 4, memory[offset >> 2] == value)
+            memory[offset >> 2] = value
+            for byte in range(4):
+                machine.shared_initialised[offset + byte] = True
+
+    return run
+
+
 # ---- integers ------------------------------------------------------------------------------------------------------
 def shift(o: Operands):
     value, step, write, most = o.read(1), o.read(2, "u32"), o.write(), o.bits - 1
@@ -550,5 +575,5 @@ def bits(o: Operands):
 BY_NAME = {
     "mov": move, "cvta": convert_address, "createpolicy": create_policy, "ld": load, "st": store, "atom": atomic,
     "red": atomic, "cp": copy_async, "shfl": shuffle, "redux": over_warp, "vote": over_warp, "setp": compare,
-    "selp": select, "ldmatrix": load_matrix, "cvt": floats.convert,
+    "selp": select, "ldmatrix": load_matrix, "stmatrix": store_matrix, "cvt": floats.convert,
 }  # fmt: skip
