@@ -1,5 +1,5 @@
-"""LADE (docs/math.md, section 4) in Triton: sums over the rows of each class beside those over the classes of each row,
-from one read of the logits, and the gradient of both in one write. What csrc/class_columns.h is on CPU.
+"""LADE (docs/math.md, section 4) in Triton: sums over the rows of each class, and the gradient of both terms in one
+write. What csrc/class_columns.h is on CPU; the sums over the classes of each row are those of softmax_rows.py.
 
 Sums over rows have two levels: each program stores those of its rows, and those of the programs are added up in order.
 No atomics, so results repeat. The functions at the end are the operators of imbloss/_ops.py.
@@ -10,15 +10,10 @@ import triton
 import triton.language as tl
 
 from imbloss import reference
-from imbloss._ops import NUM_COLUMN_FACTORS, NUM_COLUMN_STATS, NUM_ROW_STATS
-from imbloss.kernels import launch, rows
-from imbloss.kernels.policies import LN2, LOG2E, log, log1p
-from imbloss.kernels.rows import LOWEST, exp, higher, load_target, per_class, row_weight
-
-
-@triton.jit
-def _row_offset(row, inner, stride_outer, stride_inner):
-    return row // inner * stride_outer + row % inner * stride_inner
+from imbloss._ops import NUM_COLUMN_FACTORS, NUM_COLUMN_STATS, NUM_ROW_STATS, REDUCTIONS
+from imbloss.kernels import launch, rows, softmax_rows
+from imbloss.kernels.policies import LOG2E
+from imbloss.kernels.rows import LOWEST, exp, higher, load_target, per_class
 
 
 @triton.jit
@@ -28,78 +23,63 @@ def _exp_below(x, top):
 
 
 @triton.jit
-def _importance(importance_ptr, y, counts):
+def _row_offset(row, inner, stride_outer, stride_inner, FLAT: tl.constexpr):
+    """FLAT: all rows have one distance."""
+    return row * stride_inner if FLAT else row // inner * stride_outer + row % inner * stride_inner
+
+
+@triton.jit
+def _importance(importance_ptr, y, counts, in_range):
+    """What a row counts by its target: 0 where ignored, NaN where that is no class."""
     v = tl.zeros_like(y).to(tl.float32) + 1.0
     if importance_ptr is not None:
         v = tl.load(importance_ptr + y)
-    return tl.where(counts, v, 0.0)
+    return tl.where(counts, tl.where(in_range, v, float("nan")), 0.0)
 
 
 @triton.jit
 def class_columns_kernel(
-    logits_ptr, target_ptr, loss_ptr, stats_ptr, sums_ptr,
+    logits_ptr, target_ptr, sums_ptr,
     # operands, or None
-    log_prior_ptr, importance_ptr, sample_weight_ptr,
+    importance_ptr,
     # shapes
-    num_rows, num_classes, inner,
+    num_rows, num_classes, inner, steps,
     # strides
     sums_step, stride_outer, stride_class, stride_inner,
     ignore_index,
-    PRIOR_CE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    FLAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    y, counts, in_range = load_target(target_ptr, row, row < num_rows, num_classes, ignore_index)
-    x_ptr = logits_ptr + _row_offset(row, inner, stride_outer, stride_inner)
-    v = _importance(importance_ptr, y, counts)
-
-    top2 = tl.full((ROWS,), LOWEST, tl.float32)
-    others = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, num_classes, COLUMNS):
-        cols = start + tl.arange(0, COLUMNS)
+    """Of some classes and `steps` times ROWS rows: the maximum, the sum of the exponentials below it, each times what
+    its row counts, and of the rows of the class the sum of its logits and their number."""
+    if VEC > 1:
+        stride_inner = stride_inner // VEC * VEC
+        num_classes = num_classes // VEC * VEC
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x_ptr = logits_ptr + (cols.to(tl.int64) * stride_class)[None, :]
+    top2 = tl.full((COLUMNS,), LOWEST, tl.float32)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    own = tl.zeros((COLUMNS,), tl.float32)
+    count = tl.zeros((COLUMNS,), tl.float32)
+    for step in range(0, steps):
+        row = (tl.program_id(0).to(tl.int64) * steps + step) * ROWS + tl.arange(0, ROWS)
+        y, counts, in_range = load_target(target_ptr, row, row < num_rows, num_classes, ignore_index)
+        v = _importance(importance_ptr, y, counts, in_range)[:, None]
+        offset = _row_offset(row, inner, stride_outer, stride_inner, FLAT)[:, None]
         mask = counts[:, None] & (cols < num_classes)[None, :]
-        x = tl.load(x_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_class, mask=mask, other=0.0).to(tl.float32)
-        x = tl.where((counts & (in_range == 0))[:, None], float("nan"), x)
-        is_target = cols[None, :] == y[:, None]
-        # the rows of each class
-        shown = tl.where(mask, x, float("-inf"))
-        class_top = tl.max(shown, 0)
-        e = tl.where(mask, _exp_below(shown, class_top[None, :]) * v[:, None], 0.0)
-        own = is_target & mask
-        out_ptr = sums_ptr + tl.program_id(0).to(tl.int64) * num_classes + cols
-        tl.store(out_ptr, class_top, mask=cols < num_classes)
-        tl.store(out_ptr + sums_step, tl.sum(e, 0), mask=cols < num_classes)
-        tl.store(out_ptr + 2 * sums_step, tl.sum(tl.where(own, x, 0.0), 0), mask=cols < num_classes)
-        tl.store(out_ptr + 3 * sums_step, tl.sum(own.to(tl.float32), 0), mask=cols < num_classes)
-        # the classes of each row, but for the target's
-        if PRIOR_CE:
-            z = x + per_class(log_prior_ptr, cols, num_classes)[None, :]
-            z = tl.where(mask & (is_target == 0), z, float("-inf"))
-            new_top2 = higher(top2, tl.max(z, 1))
-            others = others * tl.exp2(top2 - new_top2) + tl.sum(exp(z, new_top2[:, None]), 1)
-            top2 = new_top2
-
-    loss = tl.zeros((ROWS,), tl.float32)
-    if PRIOR_CE:
-        z_y = tl.load(x_ptr + y.to(tl.int64) * stride_class, mask=counts, other=0.0).to(tl.float32)
-        z_y += tl.load(log_prior_ptr + y)
-        new_top2 = higher(top2, z_y)
-        leads = z_y * LOG2E >= top2
-        e_others = others * tl.exp2(top2 - new_top2)
+        x = tl.load(x_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
+        new_top2 = higher(top2, tl.max(x, 0))
+        e = exp(x, new_top2[None, :]) * v
+        total = total * tl.exp2(top2 - new_top2) + tl.sum(e, 0)
         top2 = new_top2
-        e_target = exp(z_y, top2)
-        total = e_target + e_others
-        below_top = tl.fma(z_y, LOG2E, -top2) * LN2 - log(total)
-        log_p = tl.where(leads, -log1p(tl.div_rn(e_others, e_target)), below_top)
-        weight = tl.where(counts, row_weight(sample_weight_ptr, row, row < num_rows), 0.0)
-        weight = tl.where(counts & (in_range == 0), float("nan"), weight)
-        loss = tl.where(counts, -weight * log_p, 0.0)
-        stats_ptr = stats_ptr + row
-        tl.store(stats_ptr, tl.where(counts, top2, 0.0), mask=row < num_rows)
-        tl.store(stats_ptr + num_rows, tl.where(counts, tl.div_rn(weight, total), 0.0), mask=row < num_rows)
-        of_target = tl.where(counts, -weight * tl.div_rn(e_others, total), 0.0)
-        tl.store(stats_ptr + num_rows + num_rows, of_target, mask=row < num_rows)
-    bad = counts & (in_range == 0)
-    tl.store(loss_ptr + row, tl.where(bad, float("nan"), loss), mask=row < num_rows)
+        is_target = (cols[None, :] == y[:, None]) & counts[:, None]
+        own += tl.sum(tl.where(is_target, x, 0.0), 0)
+        count += tl.sum(is_target.to(tl.float32), 0)
+    out_ptr = sums_ptr + tl.program_id(0).to(tl.int64) * num_classes + cols
+    mask = cols < num_classes
+    tl.store(out_ptr, top2, mask=mask)
+    tl.store(out_ptr + sums_step, total, mask=mask)
+    tl.store(out_ptr + 2 * sums_step, own, mask=mask)
+    tl.store(out_ptr + 3 * sums_step, count, mask=mask)
 
 
 @triton.jit
@@ -108,43 +88,46 @@ def class_columns_backward_kernel(
     # operands, or None
     log_prior_ptr, importance_ptr,
     # shapes
-    num_rows, num_classes, inner,
+    num_rows, num_classes, inner, steps,
     # strides
     stride_outer, stride_class, stride_inner,
     grad_stride_outer, grad_stride_class, grad_stride_inner,
     ignore_index,
-    PRIOR_CE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRIOR_CE: tl.constexpr, FLAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    y, counts, in_range = load_target(target_ptr, row, row < num_rows, num_classes, ignore_index)
-    x_ptr = logits_ptr + _row_offset(row, inner, stride_outer, stride_inner)
-    g_ptr = grad_ptr + _row_offset(row, inner, grad_stride_outer, grad_stride_inner)
-    v = _importance(importance_ptr, y, counts)
-    upstream = tl.load(upstream_ptr)
+    if VEC > 1:
+        stride_inner, grad_stride_inner = stride_inner // VEC * VEC, grad_stride_inner // VEC * VEC
+        num_classes = num_classes // VEC * VEC
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x_ptr = logits_ptr + (cols.to(tl.int64) * stride_class)[None, :]
+    g_ptr = grad_ptr + (cols.to(tl.int64) * grad_stride_class)[None, :]
     slope_ptr = factors_ptr + num_classes
     share_ptr = slope_ptr + num_classes
+    upstream = tl.load(upstream_ptr)
+    top = per_class(factors_ptr, cols, num_classes)[None, :]
+    slope = (upstream * per_class(slope_ptr, cols, num_classes))[None, :]
+    share = (upstream * per_class(share_ptr, cols, num_classes))[None, :]
     if PRIOR_CE:
-        factor = tl.load(share_ptr + num_classes)
-        stats_ptr = stats_ptr + row
-        top2 = tl.load(stats_ptr, mask=row < num_rows, other=0.0)
-        other = factor * tl.load(stats_ptr + num_rows, mask=row < num_rows, other=0.0)
-        of_target = factor * tl.load(stats_ptr + num_rows + num_rows, mask=row < num_rows, other=0.0)
-    for start in range(0, num_classes, COLUMNS):
-        cols = start + tl.arange(0, COLUMNS)
-        inside = (row < num_rows)[:, None] & (cols < num_classes)[None, :]
-        mask = inside & counts[:, None]
+        factor = upstream * tl.load(share_ptr + num_classes)
+        bias = per_class(log_prior_ptr, cols, num_classes)[None, :]
+    for step in range(0, steps):
+        row = (tl.program_id(0).to(tl.int64) * steps + step) * ROWS + tl.arange(0, ROWS)
+        here = row < num_rows
+        y, counts, in_range = load_target(target_ptr, row, here, num_classes, ignore_index)
+        v = _importance(importance_ptr, y, counts, in_range)[:, None]
+        inside = here[:, None] & (cols < num_classes)[None, :]
         is_target = cols[None, :] == y[:, None]
-        x = tl.load(x_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_class, mask=mask, other=0.0).to(tl.float32)
-        class_top = per_class(factors_ptr, cols, num_classes)[None, :]
-        g = v[:, None] * per_class(slope_ptr, cols, num_classes)[None, :] * _exp_below(x, class_top)
-        g -= tl.where(is_target, per_class(share_ptr, cols, num_classes)[None, :], 0.0)
+        offset = _row_offset(row, inner, stride_outer, stride_inner, FLAT)[:, None]
+        x = tl.load(x_ptr + offset, mask=inside & counts[:, None], other=0.0).to(tl.float32)
+        g = v * slope * _exp_below(x, top) - tl.where(is_target, share, 0.0)
         if PRIOR_CE:
-            z = x + per_class(log_prior_ptr, cols, num_classes)[None, :]
-            g += tl.where(is_target, of_target[:, None], exp(z, top2[:, None]) * other[:, None])
-        g = tl.where((in_range == 0)[:, None], float("nan"), g * upstream)
-        g = tl.where(mask, g, 0.0)
-        out_ptr = g_ptr[:, None] + cols.to(tl.int64)[None, :] * grad_stride_class
-        tl.store(out_ptr, g.to(grad_ptr.dtype.element_ty), mask=inside)
+            top2 = tl.load(stats_ptr + row, mask=here, other=0.0)[:, None]
+            other = (factor * tl.load(stats_ptr + num_rows + row, mask=here, other=0.0))[:, None]
+            of_target = (factor * tl.load(stats_ptr + 2 * num_rows + row, mask=here, other=0.0))[:, None]
+            g += tl.where(is_target, of_target, exp(x + bias, top2) * other)
+        g = tl.where(counts[:, None], g, 0.0)
+        grad_offset = _row_offset(row, inner, grad_stride_outer, grad_stride_inner, FLAT)[:, None]
+        tl.store(g_ptr + grad_offset, g.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
 # ---- the operators -------------------------------------------------------------------------------------------------
@@ -154,37 +137,53 @@ def _constants(prior: torch.Tensor, estimator: str) -> tuple[torch.Tensor, torch
     return prior.log().float(), importance
 
 
-def _run(kernel, x: torch.Tensor, *args, **constants) -> None:
-    num_rows = x.shape[0] * x.shape[2]
-    tile = launch.columns(num_rows, x.shape[1])
-    if num_rows:
-        grid = (launch.cdiv(num_rows, tile.rows),)
-        rows.run(kernel, grid, x.device, *args, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps, **constants)
+def _run(kernel, tensors: list[torch.Tensor], pre: tuple, post: tuple, ignore_index: int, **constants) -> None:
+    """`pre`: arguments before the shapes; `post`: between those and the strides."""
+    shape, strides = launch.merged(tensors[0].shape, *[tensor.stride() for tensor in tensors])
+    layout = launch.layout(shape, tensors, strides)
+    outer, classes, inner = shape
+    tile = launch.columns(layout, launch.processors(tensors[0].device))
+    if outer * inner:
+        rows.run(
+            kernel, (tile.programs, launch.cdiv(classes, tile.columns)), tensors[0].device,
+            *pre, outer * inner, classes, inner, tile.steps, *post,
+            *[step for each in strides for step in each], ignore_index,
+            FLAT=outer == 1, ROWS=tile.rows, COLUMNS=tile.columns, VEC=tile.vector, num_warps=tile.warps,
+            **constants,
+        )  # fmt: skip
 
 
 def class_columns_statistics(logits, target, operands, numbers, ignore_index, estimator):
-    rows.check_dtype(logits)
     prior, sample_weight, _ = operands
-    x = rows.as_rows(logits)
-    num_rows, num_classes, inner = x.shape[0] * x.shape[2], x.shape[1], x.shape[2]
-    programs = launch.cdiv(num_rows, launch.columns(num_rows, num_classes).rows)
-    stats = logits.new_zeros((NUM_ROW_STATS, num_rows), dtype=torch.float32)
-    losses = logits.new_empty(num_rows, dtype=torch.float32)
-    sums = logits.new_empty((NUM_COLUMN_STATS, programs, num_classes), dtype=torch.float32)
-    _run(
-        class_columns_kernel, x,
-        x, target.contiguous(), losses, stats, sums, *_constants(prior, estimator), sample_weight,
-        num_rows, num_classes, inner, sums.stride(0), *x.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]),
-    )  # fmt: skip
+    log_prior, importance = _constants(prior, estimator)
     counts = target != ignore_index
     weights = counts if sample_weight is None else torch.where(counts, sample_weight, 0)
-    totals = torch.stack([losses.sum(dtype=torch.float64), weights.sum(dtype=torch.float64)])
-    tops, totals_below, own, count = sums
-    top = tops.amax(0) if programs else tops.new_full((num_classes,), -torch.inf)
-    scale = (tops - torch.where(top == -torch.inf, 0, top)).exp()
-    columns = [top.double(), *((part.double()).sum(0) for part in (totals_below * scale, own, count))]
-    return stats, torch.stack(columns), totals
+    if numbers[0]:
+        of_rows = None, sample_weight, None, log_prior, None, None, None
+        args = logits, target, of_rows, [0.0, 0.0], ignore_index, REDUCTIONS["sum"], "focal", False
+        loss, stats = softmax_rows.softmax_rows(*args)
+        stats = stats[:, :-1].contiguous()
+    else:
+        rows.check_dtype(logits)
+        loss = logits.new_zeros((), dtype=torch.float32)
+        stats = logits.new_zeros((NUM_ROW_STATS, target.numel()), dtype=torch.float32)
+    totals = torch.stack([loss.double(), weights.sum(dtype=torch.float64)])
+
+    x, target = rows.as_rows(logits), target.contiguous()
+    num_classes = x.shape[1]
+    sums = logits.new_empty((NUM_COLUMN_STATS, _programs(x), num_classes), dtype=torch.float32)
+    _run(class_columns_kernel, [x], (x, target, sums, importance), (sums.stride(0),), ignore_index)
+    tops2, totals_below, own, count = sums
+    top2 = tops2.amax(0) if len(tops2) else tops2.new_full((num_classes,), LOWEST.value)
+    columns = [((totals_below * (tops2 - top2).exp2()).double()).sum(0), own.double().sum(0), count.double().sum(0)]
+    top = torch.where(top2 == LOWEST.value, -torch.inf, top2.double() / LOG2E.value)
+    return stats, torch.stack([top, *columns]), totals
+
+
+def _programs(x: torch.Tensor) -> int:
+    """Of a launch, along the rows."""
+    shape, strides = launch.merged(x.shape, x.stride())
+    return launch.columns(launch.layout(shape, [x], strides), launch.processors(x.device)).programs if x.numel() else 0
 
 
 def class_columns(logits, target, operands, numbers, ignore_index, reduction, estimator, keep_grad):
@@ -198,15 +197,10 @@ def class_columns(logits, target, operands, numbers, ignore_index, reduction, es
 
 
 def class_columns_backward(grad_output, logits, target, kept, operands, numbers, ignore_index, estimator):
-    x = rows.as_rows(logits)
-    num_rows, num_classes, inner = x.shape[0] * x.shape[2], x.shape[1], x.shape[2]
-    grad = torch.empty_like(logits)
+    x, grad = rows.as_rows(logits), torch.empty_like(logits)
     grad_rows = rows.as_rows(grad)
+    num_rows, num_classes = x.shape[0] * x.shape[2], x.shape[1]
     stats, factors = kept.split([NUM_ROW_STATS * num_rows, NUM_COLUMN_FACTORS * num_classes + 1])
-    _run(
-        class_columns_backward_kernel, x,
-        x, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator),
-        num_rows, num_classes, inner, *x.stride(), *grad_rows.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]),
-    )  # fmt: skip
+    pre = x, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator)
+    _run(class_columns_backward_kernel, [x, grad_rows], pre, (), ignore_index, PRIOR_CE=bool(numbers[0]))
     return rows.filled(grad, grad_rows)

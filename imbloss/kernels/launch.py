@@ -141,18 +141,29 @@ def long(num_rows: int, classes: int, size: int, processors: int) -> Long:
 
 
 class Columns(NamedTuple):
-    """Rows of a program, and classes that it holds at a time."""
+    """Rows that a program of class_columns.py holds at a time, how often, and classes."""
 
     rows: int
     columns: int
+    steps: int
+    vector: int
     warps: int
+    programs: int  # along the rows
 
 
 @functools.lru_cache(4096)
-def columns(num_rows: int, classes: int) -> Columns:
-    """A program's sums over rows take as much memory as four rows and are in float32, those of programs in float64."""
-    held = min(power_of_2(classes), 4096 // FEWEST_ROWS)
-    return Columns(max(min(4096 // held, power_of_2(num_rows), MOST_ROWS), 1), held, 4)
+def columns(rows: Layout, processors: int) -> Columns:
+    """A program's sums over rows are in float32, and take as much memory as four rows: it has some, but not many."""
+    outer, classes, inner, contiguous, vector = rows
+    num_rows, threads = outer * inner, 128
+    # classes of a row: a thread each, so that sums over rows stay in it
+    held = min(power_of_2(classes), threads * max(vector, 4) if contiguous else 16)
+    at_a_time = min(max(threads * THREAD_HOLDS // 2 // held, 4), power_of_2(num_rows), MOST_ROWS)
+    blocks = cdiv(classes, held)
+    steps = max(cdiv(FEWEST_ROWS, at_a_time), 1)
+    while steps * at_a_time < MOST_ROWS and cdiv(num_rows, 2 * steps * at_a_time) * blocks >= 2 * processors:
+        steps *= 2
+    return Columns(at_a_time, held, steps, vector, 4, cdiv(num_rows, steps * at_a_time))
 
 
 def reduction_block(programs: int) -> int:

@@ -53,12 +53,17 @@ def _edges(shift, first, last, num_classes, VEC: tl.constexpr):
 
 
 @triton.jit
+def _class_values(ptr, cols, mask):
+    return tl.load(ptr + cols) if mask is None else tl.load(ptr + cols, mask=mask, other=0.0)
+
+
+@triton.jit
 def _logits(x, cols, scale_ptr, bias_ptr, mask):
     z = x.to(tl.float32)
     if scale_ptr is not None:
-        z = z * tl.load(scale_ptr + cols, mask=mask, other=0.0)
+        z = z * _class_values(scale_ptr, cols, mask)
     if bias_ptr is not None:
-        z = z + tl.load(bias_ptr + cols, mask=mask, other=0.0)
+        z = z + _class_values(bias_ptr, cols, mask)
     return z
 
 
@@ -207,7 +212,7 @@ def softmax_long_rows_backward_kernel(
     edge_z = _logits(edge_z, edge - shift, scale_ptr, bias_ptr, edge_mask)
     edge_g = tl.where(edge == y_place, target, exp(edge_z, top2) * other)
     if scale_ptr is not None:
-        edge_g = edge_g * tl.load(scale_ptr + edge - shift, mask=edge_mask, other=0.0)
+        edge_g = edge_g * _class_values(scale_ptr, edge - shift, edge_mask)
 
     if some:
         for at in range(start, full, BLOCK):
@@ -216,7 +221,7 @@ def softmax_long_rows_backward_kernel(
             z = _logits(tl.load(x_ptr + at + lanes), cols, scale_ptr, bias_ptr, None)
             g = exp(z, top2) * other
             if scale_ptr is not None:
-                g = g * tl.load(scale_ptr + cols)
+                g = g * _class_values(scale_ptr, cols, None)
             _store_block(g_ptr, at, at + lanes, g, None, SAME, BLOCK)
     else:
         for at in range(start, full, BLOCK):
@@ -228,7 +233,7 @@ def softmax_long_rows_backward_kernel(
     z = _logits(tl.load(x_ptr + places, mask=mask & some, other=0.0), places - shift, scale_ptr, bias_ptr, mask)
     g = exp(z, top2) * other
     if scale_ptr is not None:
-        g = g * tl.load(scale_ptr + places - shift, mask=mask, other=0.0)
+        g = g * _class_values(scale_ptr, places - shift, mask)
     _store_block(g_ptr, full, places, g, mask, SAME, BLOCK)
 
     tl.debug_barrier()
