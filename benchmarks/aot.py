@@ -303,8 +303,7 @@ CASES = (
 def measure(case: Case, dtype: torch.dtype, target: str) -> list[Code]:
     with compiling(target, case.processors) as launches:
         case.run(dtype)
-    by_name = {kernel.name: (kernel, elements) for kernel, elements in launches}
-    return [read(kernel, dtype.itemsize, n) for name, (kernel, n) in by_name.items() if name != "reduce_kernel"]
+    return [read(kernel, dtype.itemsize, n) for kernel, n in launches if kernel.name != "reduce_kernel"]
 
 
 def liger(target: str, classes: int, dtype: torch.dtype) -> list[Code]:

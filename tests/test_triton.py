@@ -50,27 +50,34 @@ def test_a_write_outside_a_buffer_is_noticed(canaries):
     import triton
     import triton.language as tl
 
-    from imbloss.kernels import softmax_rows
+    from imbloss.kernels import rows
 
     @triton.jit
-    def overrun(ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # noqa: N803
+    def overrun(ptr):
         tl.store(ptr + 4, 1.0)
 
     with pytest.raises(AssertionError, match=r"wrote outside a tensor of shape \(4,\)"):
-        softmax_rows._launch(overrun, torch.empty(1, 4, 1), torch.empty(4))
+        rows.run(overrun, (1,), torch.device("cpu"), torch.empty(4))
 
 
 @in_the_interpreter
 @pytest.mark.triton
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize(
     "name, sample",
     [("focal_loss", "gamma 0.5"), ("focal_loss", "soft"), ("vs_loss", "gamma and tau"), ("ldam_loss", "weight")],
 )
-def test_many_programs_and_many_blocks_of_classes(monkeypatch, name, sample):
-    from imbloss.kernels import softmax_rows
+def test_many_programs_and_many_blocks_of_classes(monkeypatch, name, sample, held):
+    from imbloss.kernels import launch
 
-    monkeypatch.setattr(softmax_rows, "MOST_COLUMNS", 16)
-    monkeypatch.setattr(softmax_rows, "TILE", 64)
+    def small(rows, processors, stores):
+        rows_held = min(4, launch.power_of_2(rows.inner))
+        programs = rows.outer * launch.cdiv(rows.inner, rows_held)
+        blocks = launch.cdiv(rows.classes, 16) if held else 0
+        return launch.Tile(rows_held, 16, blocks, rows.vector, 4, programs)
+
+    monkeypatch.setattr(launch, "tile", small)
+    monkeypatch.setattr(launch, "is_long", lambda rows: False)
     (loss,) = (loss for loss in LOSSES if loss.name == name)
     for classes, shape in ((1, (9,)), (15, (9,)), (16, (3,)), (33, (9,)), (100, (2, 3, 2))):
         for spread in (3.0, 60.0):
@@ -91,11 +98,15 @@ def test_many_programs_and_many_blocks_of_classes(monkeypatch, name, sample):
 )
 def test_lade_in_one_program_and_in_many(monkeypatch, loss, sample):
     """Sums of several programs, of rows in several blocks of classes, in any layout."""
-    from imbloss.kernels import softmax_rows
+    from imbloss.kernels import launch
 
-    for tile, columns in ((2**20, 1024), (512, 16)):
-        monkeypatch.setattr(softmax_rows, "TILE", tile)
-        monkeypatch.setattr(softmax_rows, "MOST_COLUMNS", columns)
+    for rows_held, columns, steps in ((32, 64, 8), (8, 16, 2)):
+
+        def small(rows, processors, held=rows_held, columns=columns, steps=steps):
+            programs = launch.cdiv(rows.outer * rows.inner, held * steps)
+            return launch.Columns(held, columns, steps, rows.vector, 4, programs)
+
+        monkeypatch.setattr(launch, "columns", small)
         for classes, shape, dtype, spread in (
             (1, (9,), torch.float32, 3.0),
             (10, (130,), torch.float32, 60.0),

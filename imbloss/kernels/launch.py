@@ -3,6 +3,7 @@ time; benchmarks/aot.py shows what the choices compile to, docs/gpu.md why they 
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -164,6 +165,50 @@ def columns(rows: Layout, processors: int) -> Columns:
     while steps * at_a_time < MOST_ROWS and cdiv(num_rows, 2 * steps * at_a_time) * blocks >= 2 * processors:
         steps *= 2
     return Columns(at_a_time, held, steps, vector, 4, cdiv(num_rows, steps * at_a_time))
+
+
+class Elements(NamedTuple):
+    """A tile of elements, and the shape and strides (outer, class, column) of what it is of."""
+
+    rows: int
+    columns: int
+    shape: tuple[int, int]
+    row_classes: int  # rows are so many classes, one after the other
+    in_columns: bool  # or columns are classes
+    strides: tuple[tuple[int, int, int], ...]
+    full: bool  # tiles without elements that are not there
+    grid: tuple[int, int]
+
+
+ELEMENTS = 1024  # of a tile
+
+
+@functools.lru_cache(4096)
+def elements(shape: tuple[int, int, int], strides: tuple[tuple[int, int, int], ...], by_class: bool) -> Elements:
+    """`shape`: (N, C, inner); `by_class`: whether the class of an element matters."""
+    n, classes, inner = shape
+    if not by_class and all(_flat_step(shape, of) is not None for of in strides):
+        in_columns, row_classes, num_rows, num_columns = False, 1, 1, n * classes * inner
+        strides = tuple((0, 0, _flat_step(shape, of)) for of in strides)
+    elif inner == 1:
+        in_columns, row_classes, num_rows, num_columns = True, 1, n, classes
+        strides = tuple((outer, 0, of_class) for outer, of_class, _ in strides)
+    else:
+        in_columns, row_classes, num_rows, num_columns = False, classes, n * classes, inner
+    columns = min(power_of_2(num_columns), ELEMENTS)
+    held = min(max(ELEMENTS // columns, 1), power_of_2(num_rows))
+    full = num_columns % columns == 0 and num_rows % held == 0
+    grid = cdiv(num_rows, held), cdiv(num_columns, columns)
+    return Elements(held, columns, (num_rows, num_columns), row_classes, in_columns, strides, full, grid)
+
+
+def _flat_step(shape: tuple[int, int, int], strides: tuple[int, int, int]) -> int | None:
+    """The distance of elements in order, if they have one."""
+    steps = [(size, step) for size, step in zip(shape, strides, strict=True) if size > 1]
+    if not steps:
+        return 1
+    whole = all(step == size * after for (_, step), (size, after) in itertools.pairwise(steps))
+    return steps[-1][1] if whole else None
 
 
 def reduction_block(programs: int) -> int:

@@ -50,6 +50,13 @@ def log1p_tail(x):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x for an x that is neither tiny nor huge: one step of Newton's on a division that is good for 2 ulp."""
+    y = 1.0 / x
+    return tl.fma(y, tl.fma(-x, y, 1.0), y)
+
+
+@triton.jit
 def power(x, exponent, WHOLE: tl.constexpr):
     """x^exponent for 0 <= x <= 1; 0^0 is 1. WHOLE is the exponent where that is known to be 0, 1, 2 or 3, else -1."""
     if WHOLE == 0:
@@ -105,8 +112,9 @@ def sigmoid(x):
     """log p, log q, p, q, each to full relative precision: p = sigmoid(x), q = 1 - p."""
     magnitude = tl.abs(x)
     e = tl.exp2(magnitude * -LOG2E)
-    rest = log1p(e)
-    larger = tl.div_rn(1.0, 1.0 + e)
+    s = 1.0 + e
+    larger = reciprocal(s)
+    rest = log(s) + (e - (s - 1.0)) * larger
     smaller = e * larger
     negative = x < 0.0
     log_p = tl.where(negative, -(magnitude + rest), -rest)

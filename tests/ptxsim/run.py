@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,7 @@ def install(architecture: int = 90, **options) -> Iterator["Driver"]:
 
     ours, stages = Driver(architecture, **options), knobs.runtime.add_stages_inspection_hook
     driver.set_active(ours)
+    Driver._current = ours
     knobs.runtime.kernel_load_start_hook.add(ours.note_ptx)
     knobs.runtime.add_stages_inspection_hook = _without_ptxas
     try:
@@ -75,13 +76,15 @@ class Driver:
     before it is read.
     """
 
+    _current: "Driver"  # triton's caches of kernels outlive a driver
+    _ptx: ClassVar[dict[str, str]] = {}  # paths by hash
+    _kernels: ClassVar[dict[str, Kernel]] = {}
+
     def __init__(self, architecture: int, **options) -> None:
         from triton.backends.compiler import GPUTarget
 
         self.target, self.options, self.utils = GPUTarget("cuda", architecture, 32), options, self
         self.log: list[Launch] = []
-        self._ptx: dict[str, str] = {}  # paths by hash
-        self._kernels: dict[str, Kernel] = {}
 
     # ---- what triton asks of a driver
     def get_current_target(self):
@@ -102,7 +105,8 @@ class Driver:
 
     def launcher_cls(self, source, metadata):
         def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *args):
-            self.launch(self._kernel(metadata.hash), metadata, (x, y, z), list(_flat(source.signature, args)))
+            kernel = self._kernel(metadata.hash)
+            Driver._current.launch(kernel, metadata, (x, y, z), list(_flat(source.signature, args)))
 
         return launch
 
