@@ -119,6 +119,8 @@ def tile(rows: Layout, processors: int, stores: bool) -> Tile:
     while held > fewest and outer * cdiv(inner, held) < 2 * processors:
         held //= 2
     held = min(held, power_of_2(inner))
+    # no more threads than elements: none has to hold what another may have overwritten, where that is done in place
+    warps = min(warps, max(held * columns // 32, 1))
     return Tile(held, columns, blocks, vector, warps, outer * cdiv(inner, held))
 
 

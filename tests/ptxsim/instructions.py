@@ -381,52 +381,57 @@ def over_warp(o: Operands):
     return run
 
 
-def load_matrix(o: Operands):
-    """ldmatrix: 8 by 8 elements of 16 bits, from rows whose addresses eight threads hold."""
+def _matrix_places(o: Operands, address: str):
+    """Of ldmatrix and stmatrix: a function of the number of an 8 by 8 matrix of 16 bits, whose rows eight threads point
+    to, that returns where the two elements of each thread are."""
     machine = o.machine
-    if o.has("trans"):
-        raise o.unsupported
-    writers = [o.write_to(part) for part in split(o.args[0][1:-1])]
-    base, step = machine.address(o.args[1])
+    base, step = machine.address(address)
     pointer = machine.reader(base, "u32", o.scope)
 
-    def run():
-        address = np.broadcast_to(pointer(), (machine.n,)).astype(np.int64) + step
+    def places(number):
+        pointers = np.broadcast_to(pointer(), (machine.n,)).astype(np.int64) + step
         lane = (machine.thread & LANE).astype(np.int64)
+        rows = np.arange(machine.n) - lane + 8 * number
         threads = machine.active()
-        for i, write in enumerate(writers):
-            row = address[np.arange(machine.n) - lane + 8 * i + lane // 4] + lane % 4 * 4
-            offset = machine.checked_shared(threads, row[threads], 4)
-            machine.check_initialised(True, threads, offset, 4)
-            machine.check_race(True, threads, offset, 4)
+        for half in (0, 1):
+            if o.has("trans"):
+                place = pointers[rows + lane % 4 * 2 + half] + lane // 4 * 2
+            else:
+                place = pointers[rows + lane // 4] + lane % 4 * 4 + half * 2
+            yield threads, machine.checked_shared(threads, place[threads], 2)
+
+    return places
+
+
+def load_matrix(o: Operands):
+    machine, places = o.machine, _matrix_places(o, o.args[1])
+    writers = [o.write_to(part) for part in split(o.args[0][1:-1])]
+
+    def run():
+        for number, write in enumerate(writers):
             value = np.zeros(machine.n, np.uint32)
-            value[threads] = machine.shared.view(np.uint32)[offset >> 2]
+            for half, (threads, offset) in enumerate(places(number)):
+                machine.check_initialised(True, threads, offset, 2)
+                machine.check_race(True, threads, offset, 2)
+                value[threads] |= machine.shared.view(np.uint16)[offset >> 1].astype(np.uint32) << np.uint32(16 * half)
             write(value)
 
     return run
 
 
 def store_matrix(o: Operands):
-    """stmatrix: what load_matrix is for loads."""
-    machine = o.machine
-    if o.has("trans"):
-        raise o.unsupported
-    base, step = machine.address(o.args[0])
-    pointer = machine.reader(base, "u32", o.scope)
+    machine, places = o.machine, _matrix_places(o, o.args[0])
     readers = [o.read_as(part, "b32") for part in split(o.args[1][1:-1])]
 
     def run():
-        address = np.broadcast_to(pointer(), (machine.n,)).astype(np.int64) + step
-        lane = (machine.thread & LANE).astype(np.int64)
-        threads = machine.active()
-        for i, read in enumerate(readers):
-            row = address[np.arange(machine.n) - lane + 8 * i + lane // 4] + lane % 4 * 4
-            offset = machine.checked_shared(threads, row[threads], 4)
-            value, memory = np.broadcast_to(read(), (machine.n,))[threads], machine.shared.view(np.uint32)
-            machine.check_race(True, threads, offset, 4, memory[offset >> 2] == value)
-            memory[offset >> 2] = value
-            for byte in range(4):
-                machine.shared_initialised[offset + byte] = True
+        memory = machine.shared.view(np.uint16)
+        for number, read in enumerate(readers):
+            both = np.broadcast_to(read(), (machine.n,))
+            for half, (threads, offset) in enumerate(places(number)):
+                value = (both[threads] >> np.uint32(16 * half)).astype(np.uint16)
+                machine.check_race(True, threads, offset, 2, memory[offset >> 1] == value)
+                memory[offset >> 1] = value
+                machine.shared_initialised[offset], machine.shared_initialised[offset + 1] = True, True
 
     return run
 

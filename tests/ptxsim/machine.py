@@ -338,7 +338,9 @@ class Machine:
         sectors = np.unique((warp[:, None] << 40) + (offset >> 5)[:, None] + np.arange(max(size // 32, 1)))
         self.counts[f"{kind} sectors"] += len(sectors)
         if len(offset):
-            self.counts[f"{kind} sectors of {self.memory.name(offset[0])}"] += len(sectors)
+            name = self.memory.name(offset[0])
+            self.counts[f"{kind} sectors of {name}"] += len(sectors)
+            self.counts[f"{kind} sectors of {name} by {size} bytes a thread"] += len(sectors)
 
     def shared_place(self, operand: str, scope: str, size: int):
         base, shift = self.address(operand)
