@@ -170,8 +170,10 @@ _has_triton = importlib.util.find_spec("triton") is not None
 def _register_triton(library: torch.library.Library, key: str, **options) -> None:
     """Launches of Triton kernels, which nobody imports before the first of them."""
 
+    find = functools.cache(lambda module, name: getattr(importlib.import_module(f"imbloss.kernels.{module}"), name))
+
     def launch(module: str, name: str, *args):
-        return getattr(importlib.import_module(f"imbloss.kernels.{module}"), name)(*args)
+        return find(module, name)(*args)
 
     for module, names in _TRITON_OPERATORS.items():
         for name in names:
@@ -284,14 +286,11 @@ class Traversal:
             return self.forward(logits, target, operands, *options, False)[0]
         if inplace:
             return InPlace.apply(logits, (self, target, operands, options))
-        if (
-            not reduced
-            or kernels == "triton"  # whether the upstream gradient is 1 would have to be waited for
-            # tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)
-            or torch.compiler.is_compiling()
-            or _num_dispatch_modes() > 0
-            or _saved_tensors_hooks(False)
-        ):
+        # tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)
+        watched = torch.compiler.is_compiling() or _num_dispatch_modes() > 0 or _saved_tensors_hooks(False)
+        if kernels == "triton" and not watched:  # whether the upstream gradient is 1 would have to be waited for
+            return _with_statistics(logits, (self, target, operands, options))
+        if watched or not reduced:
             return self._recomputed(logits, target, len(operands), *operands, *options)
         return _with_grad(logits, (self, target, operands, options))
 
@@ -358,6 +357,26 @@ class WithGrad(torch.autograd.Function):
         return grad, None
 
 
+class WithStatistics(torch.autograd.Function):
+    """What `recomputed` is, in less Python."""
+
+    @staticmethod
+    def forward(ctx, logits, call):
+        traversal, target, operands, options = call
+        loss, kept = traversal.forward(logits, target, operands, *options, False)
+        ctx.save_for_backward(logits, target, kept, *operands)
+        ctx.recipe = traversal, options
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
+        traversal, options = ctx.recipe
+        logits, target, kept, *operands = ctx.saved_tensors
+        if _wants_composition(grad_output) and not torch.compiler.is_compiling():
+            return traversal.reference_gradient(grad_output, logits, target, operands, *options), None
+        return traversal.backward(grad_output, kept, logits, target, operands, *options), None
+
+
 def _check_in_place(logits: Tensor, composed: bool) -> None:
     if torch.compiler.is_compiling():
         reason = "torch.compile"
@@ -413,6 +432,7 @@ class InPlace(torch.autograd.Function):
 
 # torch.autograd.Function.apply without its layer for torch.func, which is not active here: a microsecond.
 _with_grad = super(torch.autograd.Function, WithGrad).apply  # pyright: ignore[reportAttributeAccessIssue]
+_with_statistics = super(torch.autograd.Function, WithStatistics).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: Callable) -> Callable[..., Tensor]:

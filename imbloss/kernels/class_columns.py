@@ -139,10 +139,8 @@ def _constants(prior: torch.Tensor, estimator: str) -> tuple[torch.Tensor, torch
 
 def _run(kernel, tensors: list[torch.Tensor], pre: tuple, post: tuple, ignore_index: int, **constants) -> None:
     """`pre`: arguments before the shapes; `post`: between those and the strides."""
-    shape, strides = launch.merged(tensors[0].shape, *[tensor.stride() for tensor in tensors])
-    layout = launch.layout(shape, tensors, strides)
+    shape, strides, tile = _plan(tensors)
     outer, classes, inner = shape
-    tile = launch.columns(layout, launch.processors(tensors[0].device))
     if outer * inner:
         rows.run(
             kernel, (tile.programs, launch.cdiv(classes, tile.columns)), tensors[0].device,
@@ -171,7 +169,8 @@ def class_columns_statistics(logits, target, operands, numbers, ignore_index, es
 
     x, target = rows.as_rows(logits), target.contiguous()
     num_classes = x.shape[1]
-    sums = logits.new_empty((NUM_COLUMN_STATS, _programs(x), num_classes), dtype=torch.float32)
+    programs = _plan([x])[2].programs if x.numel() else 0
+    sums = logits.new_empty((NUM_COLUMN_STATS, programs, num_classes), dtype=torch.float32)
     _run(class_columns_kernel, [x], (x, target, sums, importance), (sums.stride(0),), ignore_index)
     tops2, totals_below, own, count = sums
     top2 = tops2.amax(0) if len(tops2) else tops2.new_full((num_classes,), LOWEST.value)
@@ -180,10 +179,11 @@ def class_columns_statistics(logits, target, operands, numbers, ignore_index, es
     return stats, torch.stack([top, *columns]), totals
 
 
-def _programs(x: torch.Tensor) -> int:
-    """Of a launch, along the rows."""
-    shape, strides = launch.merged(x.shape, x.stride())
-    return launch.columns(launch.layout(shape, [x], strides), launch.processors(x.device)).programs if x.numel() else 0
+def _plan(tensors: list[torch.Tensor]) -> tuple[launch.Shape, tuple[launch.Strides, ...], launch.Columns]:
+    shape, strides = launch.merged(rows.geometry(tensors[0])[0], tuple(rows.geometry(tensor)[1] for tensor in tensors))
+    aligned = all(tensor.data_ptr() % launch.VECTOR == 0 for tensor in tensors)
+    layout = launch.layout(shape, strides, tuple(tensor.element_size() for tensor in tensors), aligned)
+    return shape, strides, launch.columns(layout, launch.processors(tensors[0].device))
 
 
 def class_columns(logits, target, operands, numbers, ignore_index, reduction, estimator, keep_grad):
@@ -199,7 +199,7 @@ def class_columns(logits, target, operands, numbers, ignore_index, reduction, es
 def class_columns_backward(grad_output, logits, target, kept, operands, numbers, ignore_index, estimator):
     x, grad = rows.as_rows(logits), torch.empty_like(logits)
     grad_rows = rows.as_rows(grad)
-    num_rows, num_classes = x.shape[0] * x.shape[2], x.shape[1]
+    num_rows, num_classes = target.numel(), x.shape[1]
     stats, factors = kept.split([NUM_ROW_STATS * num_rows, NUM_COLUMN_FACTORS * num_classes + 1])
     pre = x, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator)
     _run(class_columns_backward_kernel, [x, grad_rows], pre, (), ignore_index, PRIOR_CE=bool(numbers[0]))

@@ -8,7 +8,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 LONG = 4096  # classes from which on a row is walked in blocks rather than held
 UNALIGNED = 128  # the same for rows that do not start at whole vectors
@@ -67,28 +66,48 @@ def processors(device: torch.device) -> int:
     return 1
 
 
-def merged(shape: tuple[int, int, int], *strides: tuple[int, int, int]):
+Shape = Strides = tuple[int, int, int]  # (outer, class, inner)
+
+
+def merged(shape: Shape, strides: tuple[Strides, ...]) -> tuple[Shape, tuple[Strides, ...]]:
     """(N, C, inner) and its strides in some tensors, with N and inner made one where all strides allow it."""
     n, classes, inner = shape
     if inner == 1:
-        return (1, classes, n), [(0, of_class, outer) for outer, of_class, _ in strides]
+        return (1, classes, n), tuple((0, of_class, outer) for outer, of_class, _ in strides)
     if n == 1:
-        return shape, [(0, *rest) for _, *rest in strides]
+        return shape, tuple((0, of_class, step) for _, of_class, step in strides)
     if all(outer == inner * step for outer, _, step in strides):
-        return (1, classes, n * inner), [(0, of_class, step) for _, of_class, step in strides]
-    return shape, list(strides)
+        return (1, classes, n * inner), tuple((0, of_class, step) for _, of_class, step in strides)
+    return shape, strides
 
 
-def layout(shape: tuple[int, int, int], tensors: list[Tensor], strides: list[tuple[int, int, int]]) -> Layout:
-    """Of tensors that are walked together."""
+def layout(shape: Shape, strides: tuple[Strides, ...], sizes: tuple[int, ...], aligned: bool) -> Layout:
+    """Of tensors that are walked together: bytes of their elements, and whether they all start at whole vectors."""
     outer, classes, inner = shape
     contiguous = classes == 1 or all(of_class == 1 for _, of_class, _ in strides)
-    common = classes
-    for tensor, (stride_outer, _, stride_inner) in zip(tensors, strides, strict=True):
-        size = tensor.element_size()
+    common = classes if aligned and contiguous else 1
+    for (stride_outer, _, stride_inner), size in zip(strides, sizes, strict=True):
         common = math.gcd(common, stride_outer, stride_inner, VECTOR // size)
-        common = common if tensor.data_ptr() % VECTOR == 0 else 1
-    return Layout(outer, classes, inner, contiguous, common if contiguous else 1)
+    return Layout(outer, classes, inner, contiguous, common)
+
+
+class Plan(NamedTuple):
+    shape: Shape
+    strides: tuple[Strides, ...]
+    is_long: bool
+    long: "Long"
+    tile: "Tile"
+
+
+@functools.lru_cache(4096)
+def plan(
+    shape: Shape, strides: tuple[Strides, ...], sizes: tuple[int, ...], aligned: bool, stores: bool, processors: int
+) -> Plan:
+    """How rows are walked: in tiles or, if they are long, in blocks."""
+    shape, strides = merged(shape, strides)
+    rows = layout(shape, strides, sizes, aligned)
+    blocks = long(rows.outer * rows.inner, rows.classes, sizes[0], processors)
+    return Plan(shape, strides, is_long(rows), blocks, tile(rows, processors, stores))
 
 
 @functools.lru_cache(4096)

@@ -178,7 +178,7 @@ def _store_block(ptr, at, places, g, mask, SAME: tl.constexpr, BLOCK: tl.constex
 
 @triton.jit
 def softmax_long_rows_backward_kernel(
-    logits_ptr, target_ptr, stats_ptr, upstream_ptr, factor_ptr, grad_ptr,
+    logits_ptr, target_ptr, stats_ptr, upstream_ptr, grad_ptr,
     # operands, or None
     scale_ptr, bias_ptr,
     # shapes
@@ -186,12 +186,12 @@ def softmax_long_rows_backward_kernel(
     # strides
     stride_outer, stride_inner, grad_stride_outer, grad_stride_inner, upstream_stride,
     ignore_index,
-    SAME: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, VEC: tl.constexpr,
+    REDUCED: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """SAME: a row of the gradient has the alignment of its logits."""
     outer, i, here, row = rows_of_program(inner, 1)
     y, counts, _ = load_target(target_ptr, row, here, num_classes, ignore_index)
-    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, factor_ptr, row, here)
+    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, here, REDUCED)
     top2, other, target = tl.sum(top2, 0), tl.sum(other, 0), tl.sum(target, 0)
     x_ptr = logits_ptr + outer * stride_outer + tl.sum(i, 0) * stride_inner
     g_ptr = grad_ptr + outer * grad_stride_outer + tl.sum(i, 0) * grad_stride_inner

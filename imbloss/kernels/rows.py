@@ -160,11 +160,11 @@ def finish_rows(
 
 
 @triton.jit
-def row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, factor_ptr, row, here):
+def row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, here, REDUCED: tl.constexpr):
     """Of each row: the scaled maximum, the factor of the exponentials, and the gradient of the target."""
     upstream = tl.load(upstream_ptr + row * upstream_stride, mask=here, other=0.0)
-    if factor_ptr is not None:
-        upstream = upstream * tl.load(factor_ptr)
+    if REDUCED:
+        upstream = upstream * tl.load(stats_ptr + stats_step - 1)
     stats_ptr += row
     top2 = tl.load(stats_ptr, mask=here, other=0.0)
     other = upstream * tl.load(stats_ptr + stats_step, mask=here, other=0.0)
@@ -174,11 +174,11 @@ def row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, factor_ptr
 
 @triton.jit
 def reduce_kernel(
-    partials_ptr, programs, normalizer_ptr, loss_ptr, factor_ptr, MEAN: tl.constexpr, BLOCK: tl.constexpr
+    partials_ptr, programs, normalizer_ptr, loss_ptr, stats_ptr, num_rows, MEAN: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The sum of all programs' losses, over that of their weights or the normalizer for the mean; always in one order.
 
-    The factor is what the loss was multiplied with.
+    What the loss was multiplied with is kept behind the first statistics of the rows.
     """
     lanes = tl.arange(0, BLOCK)
     loss = tl.zeros((BLOCK,), tl.float32)
@@ -195,16 +195,21 @@ def reduce_kernel(
         total = tl.div_rn(total, divisor)
         factor = tl.div_rn(1.0, divisor)
     tl.store(loss_ptr, total)
-    tl.store(factor_ptr, factor)
+    tl.store(stats_ptr + num_rows, factor)
 
 
-# ---- their launches -------------------------------------------------------------------------------------------------
+# ---- their launches ------------------------------------------------------------------------------------------------
 def as_rows(tensor: Tensor) -> Tensor:
-    """(N, C, inner), whose element (i, c, j) is class c of row i * inner + j: a view where the strides allow it."""
+    """(N, C) as it is, or (N, C, inner): element (i, c, j) is class c of row i * inner + j. A view if possible."""
     shape = tensor.shape
     if len(shape) == 2:
-        return tensor.unsqueeze(2)
-    return tensor.reshape(*shape[:2], math.prod(shape[2:])) if len(shape) > 1 else tensor.view(1, -1, 1)
+        return tensor
+    return tensor.reshape(*shape[:2], math.prod(shape[2:])) if len(shape) > 1 else tensor.view(1, -1)
+
+
+def geometry(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape (N, C, inner) and strides of what `as_rows` returns."""
+    return (*tensor.shape, 1)[:3], (*tensor.stride(), 0)[:3]
 
 
 def filled(grad: Tensor, rows: Tensor) -> Tensor:
@@ -231,18 +236,15 @@ class Walk:
     """Rows that are walked together, of logits and perhaps a gradient or probabilities, and how."""
 
     def __init__(self, *tensors: Tensor, stores: bool) -> None:
-        first = tensors[0]
-        self.device = first.device
-        n, _, inner = first.shape
-        self.num_rows = n * inner
-        self.shape, self.strides = launch.merged(first.shape, *[tensor.stride() for tensor in tensors])
-        self.layout = launch.layout(self.shape, tensors, self.strides)
-        processors = launch.processors(self.device)
+        self.device = tensors[0].device
+        shape, _ = geometry(tensors[0])
+        strides = tuple(geometry(tensor)[1] for tensor in tensors)
+        sizes = tuple(tensor.element_size() for tensor in tensors)
+        aligned = all(tensor.data_ptr() % launch.VECTOR == 0 for tensor in tensors)
+        plan = launch.plan(shape, strides, sizes, aligned, stores, launch.processors(self.device))
+        self.shape, self.strides, self.is_long, self.long, self.tile = plan
         _, self.num_classes, self.inner = self.shape
-        self.is_long = launch.is_long(self.layout)
-        if self.is_long:
-            self.long = launch.long(self.num_rows, self.num_classes, first.element_size(), processors)
-        self.tile = launch.tile(self.layout, processors, stores)
+        self.num_rows = self.shape[0] * self.inner
 
     def run_tiles(self, kernel, *args, **constants) -> None:
         rows, columns, blocks, vector, warps, programs = self.tile
@@ -264,4 +266,6 @@ def whole(gamma: float, gammas: Tensor | None) -> int:
 
 def upstream_of(grad_output: Tensor) -> tuple[Tensor, int]:
     """One number, or one a row, and the step from row to row."""
-    return grad_output.float().contiguous(), int(grad_output.dim() > 0)
+    if grad_output.dim() == 0:
+        return grad_output if grad_output.dtype == torch.float32 else grad_output.float(), 0
+    return grad_output.float().contiguous(), 1

@@ -126,7 +126,7 @@ def _store_gradient(
 
 @triton.jit
 def softmax_rows_backward_kernel(
-    logits_ptr, target_ptr, stats_ptr, upstream_ptr, factor_ptr, grad_ptr,
+    logits_ptr, target_ptr, stats_ptr, upstream_ptr, grad_ptr,
     # operands, or None
     scale_ptr, bias_ptr,
     # shapes
@@ -135,14 +135,14 @@ def softmax_rows_backward_kernel(
     stride_outer, stride_class, stride_inner,
     grad_stride_outer, grad_stride_class, grad_stride_inner, upstream_stride,
     ignore_index,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, VEC: tl.constexpr,
+    REDUCED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """Rows that do not count have stats of 0, and a gradient of 0 whatever their logits are: these are not read."""
     outer, i, here, row = rows_of_program(inner, ROWS)
     y, counts, _ = load_target(target_ptr, row, here, num_classes, ignore_index)
     x_ptr = rows_at(logits_ptr, outer, i, stride_outer, stride_inner, VEC)
     g_ptr = rows_at(grad_ptr, outer, i, grad_stride_outer, grad_stride_inner, VEC)
-    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, factor_ptr, row, here)
+    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, here, REDUCED)
     y, top2, other, target = y[:, None], top2[:, None], other[:, None], target[:, None]
     if BLOCKS > 0:
         for b in tl.static_range(BLOCKS):
@@ -192,8 +192,8 @@ def softmax_rows(logits, target, operands, numbers, ignore_index, reduction, pol
     loss = losses
     if reduced:
         loss = logits.new_empty((), dtype=torch.float32)
-        factor, mean = stats[0, walk.num_rows :], reduction == REDUCTIONS["mean"]
-        args = losses, programs, normalizer if mean else None, loss, factor
+        mean = reduction == REDUCTIONS["mean"]
+        args = losses, programs, normalizer if mean else None, loss, stats, walk.num_rows
         rows.run(rows.reduce_kernel, (1,), walk.device, *args, MEAN=mean, BLOCK=launch.reduction_block(programs))
     if not keep_grad:
         return loss, stats
@@ -217,8 +217,8 @@ def _rows_backward(grad, grad_output, logits, target, stats, operands, ignore_in
     x, grad_rows = rows.as_rows(logits), rows.as_rows(grad)
     walk = rows.Walk(x, grad_rows, stores=True)
     upstream, upstream_stride = rows.upstream_of(grad_output)
-    factor = None if upstream_stride else stats[0, walk.num_rows :]
-    args = x, target.contiguous(), stats, upstream, factor, grad_rows, scale, bias
+    reduced = upstream_stride == 0
+    args = x, target.contiguous(), stats, upstream, grad_rows, scale, bias
     args += walk.num_classes, walk.inner, walk.num_rows + 1
     (outer, of_class, inner), (grad_outer, grad_of_class, grad_inner) = walk.strides
     if walk.is_long:
@@ -226,8 +226,8 @@ def _rows_backward(grad, grad_output, logits, target, stats, operands, ignore_in
         shift = (grad_rows.data_ptr() - x.data_ptr()) // size
         same = all(distance % vector == 0 for distance in (shift, grad_outer - outer, grad_inner - inner))
         args += outer, inner, grad_outer, grad_inner, upstream_stride, ignore_index
-        walk.run_long(long_rows.softmax_long_rows_backward_kernel, *args, SAME=same)
+        walk.run_long(long_rows.softmax_long_rows_backward_kernel, *args, REDUCED=reduced, SAME=same)
     else:
         args += outer, of_class, inner, grad_outer, grad_of_class, grad_inner, upstream_stride, ignore_index
-        walk.run_tiles(softmax_rows_backward_kernel, *args)
+        walk.run_tiles(softmax_rows_backward_kernel, *args, REDUCED=reduced)
     return rows.filled(grad, grad_rows)
