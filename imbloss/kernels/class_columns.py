@@ -13,13 +13,13 @@ from imbloss import reference
 from imbloss._ops import NUM_COLUMN_FACTORS, NUM_COLUMN_STATS, NUM_ROW_STATS, REDUCTIONS
 from imbloss.kernels import launch, rows, softmax_rows
 from imbloss.kernels.policies import LOG2E
-from imbloss.kernels.rows import LOWEST, exp, higher, load_target, per_class
+from imbloss.kernels.rows import LOWEST, exp, load_target, per_class
 
 
 @triton.jit
 def _exp_below(x, top):
-    """exp(x - top), 0 where both are -inf."""
-    return tl.exp2((x - tl.where(top == float("-inf"), 0.0, top)) * LOG2E)
+    """exp(x - top) of a finite top, which has no error that its own rounding would make."""
+    return tl.exp2((x - top) * LOG2E)
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def class_columns_kernel(
         num_classes = num_classes // VEC * VEC
     cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     x_ptr = logits_ptr + (cols.to(tl.int64) * stride_class)[None, :]
-    top2 = tl.full((COLUMNS,), LOWEST, tl.float32)
+    top = tl.full((COLUMNS,), LOWEST, tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
     own = tl.zeros((COLUMNS,), tl.float32)
     count = tl.zeros((COLUMNS,), tl.float32)
@@ -67,16 +67,16 @@ def class_columns_kernel(
         offset = _row_offset(row, inner, stride_outer, stride_inner, FLAT)[:, None]
         mask = counts[:, None] & (cols < num_classes)[None, :]
         x = tl.load(x_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
-        new_top2 = higher(top2, tl.max(x, 0))
-        e = exp(x, new_top2[None, :]) * v
-        total = total * tl.exp2(top2 - new_top2) + tl.sum(e, 0)
-        top2 = new_top2
+        new_top = tl.maximum(top, tl.max(x, 0))
+        e = _exp_below(x, new_top[None, :]) * v
+        total = total * _exp_below(top, new_top) + tl.sum(e, 0)
+        top = new_top
         is_target = (cols[None, :] == y[:, None]) & counts[:, None]
         own += tl.sum(tl.where(is_target, x, 0.0), 0)
         count += tl.sum(is_target.to(tl.float32), 0)
     out_ptr = sums_ptr + tl.program_id(0).to(tl.int64) * num_classes + cols
     mask = cols < num_classes
-    tl.store(out_ptr, top2, mask=mask)
+    tl.store(out_ptr, top, mask=mask)
     tl.store(out_ptr + sums_step, total, mask=mask)
     tl.store(out_ptr + 2 * sums_step, own, mask=mask)
     tl.store(out_ptr + 3 * sums_step, count, mask=mask)
@@ -172,10 +172,11 @@ def class_columns_statistics(logits, target, operands, numbers, ignore_index, es
     programs = _plan([x])[2].programs if x.numel() else 0
     sums = logits.new_empty((NUM_COLUMN_STATS, programs, num_classes), dtype=torch.float32)
     _run(class_columns_kernel, [x], (x, target, sums, importance), (sums.stride(0),), ignore_index)
-    tops2, totals_below, own, count = sums
-    top2 = tops2.amax(0) if len(tops2) else tops2.new_full((num_classes,), LOWEST.value)
-    columns = [((totals_below * (tops2 - top2).exp2()).double()).sum(0), own.double().sum(0), count.double().sum(0)]
-    top = torch.where(top2 == LOWEST.value, -torch.inf, top2.double() / LOG2E.value)
+    tops, totals_below, own, count = sums
+    top = tops.amax(0) if len(tops) else tops.new_full((num_classes,), LOWEST.value)
+    below = totals_below * (tops - top).exp()
+    columns = [part.double().sum(0) for part in (below, own, count)]
+    top = torch.where(top == LOWEST.value, -torch.inf, top).double()
     return stats, torch.stack([top, *columns]), totals
 
 

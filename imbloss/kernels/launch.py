@@ -124,7 +124,7 @@ def tile(rows: Layout, processors: int, stores: bool) -> Tile:
         columns = min(power_of_2(classes), lanes * vector)
         fewest = max(warps * 32 * vector // columns, 1)
         blocks = cdiv(classes, columns)
-        most = max(32 * warps * THREAD_HOLDS // (columns * blocks), fewest)
+        most = max(power_of_2(32 * warps * THREAD_HOLDS // (columns * blocks) + 1) // 2, fewest)
     elif contiguous:
         fewest, most, columns, blocks = 1, 1, 1024, 0
     elif classes <= 32:

@@ -191,7 +191,7 @@ def softmax_long_rows_backward_kernel(
     """SAME: a row of the gradient has the alignment of its logits."""
     outer, i, here, row = rows_of_program(inner, 1)
     y, counts, _ = load_target(target_ptr, row, here, num_classes, ignore_index)
-    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, here, REDUCED)
+    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, counts, REDUCED)
     top2, other, target = tl.sum(top2, 0), tl.sum(other, 0), tl.sum(target, 0)
     x_ptr = logits_ptr + outer * stride_outer + tl.sum(i, 0) * stride_inner
     g_ptr = grad_ptr + outer * grad_stride_outer + tl.sum(i, 0) * grad_stride_inner

@@ -155,20 +155,21 @@ def finish_rows(
     slope = tl.where(bad, float("nan"), tl.where(counts, slope * weight, 0.0))
     stats_ptr += row
     tl.store(stats_ptr, tl.where(counts, new_top2, 0.0), mask=here)
-    tl.store(stats_ptr + stats_step, tl.where(counts, -slope * inverse_total, 0.0), mask=here)
+    tl.store(stats_ptr + stats_step, tl.where(counts, tl.div_rn(-slope, total), 0.0), mask=here)
     tl.store(stats_ptr + 2 * stats_step, tl.where(counts, slope * q, 0.0), mask=here)
 
 
 @triton.jit
-def row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, here, REDUCED: tl.constexpr):
-    """Of each row: the scaled maximum, the factor of the exponentials, and the gradient of the target."""
-    upstream = tl.load(upstream_ptr + row * upstream_stride, mask=here, other=0.0)
+def row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, counts, REDUCED: tl.constexpr):
+    """Of each row: the scaled maximum, the factor of the exponentials, and the gradient of the target; 0 if it does not
+    count, whatever the loss was divided by."""
+    upstream = tl.load(upstream_ptr + row * upstream_stride, mask=counts, other=0.0)
     if REDUCED:
-        upstream = upstream * tl.load(stats_ptr + stats_step - 1)
+        upstream = tl.where(counts, upstream * tl.load(stats_ptr + stats_step - 1), 0.0)
     stats_ptr += row
-    top2 = tl.load(stats_ptr, mask=here, other=0.0)
-    other = upstream * tl.load(stats_ptr + stats_step, mask=here, other=0.0)
-    target = upstream * tl.load(stats_ptr + 2 * stats_step, mask=here, other=0.0)
+    top2 = tl.load(stats_ptr, mask=counts, other=0.0)
+    other = upstream * tl.load(stats_ptr + stats_step, mask=counts, other=0.0)
+    target = upstream * tl.load(stats_ptr + 2 * stats_step, mask=counts, other=0.0)
     return top2, other, target
 
 

@@ -142,7 +142,7 @@ def softmax_rows_backward_kernel(
     y, counts, _ = load_target(target_ptr, row, here, num_classes, ignore_index)
     x_ptr = rows_at(logits_ptr, outer, i, stride_outer, stride_inner, VEC)
     g_ptr = rows_at(grad_ptr, outer, i, grad_stride_outer, grad_stride_inner, VEC)
-    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, here, REDUCED)
+    top2, other, target = row_factors(stats_ptr, stats_step, upstream_ptr, upstream_stride, row, counts, REDUCED)
     y, top2, other, target = y[:, None], top2[:, None], other[:, None], target[:, None]
     if BLOCKS > 0:
         for b in tl.static_range(BLOCKS):
