@@ -2,6 +2,7 @@
 python -m benchmarks report    docs/performance.md and its plots from that
 python -m benchmarks design    where the gradient is made: the table of docs/kernels.md
 python -m benchmarks aot       what the Triton kernels compile to, for GPUs that need not be there
+python -m benchmarks host      microseconds of Python around the Triton kernels
 python -m benchmarks predict   how long they should take by a model: the table of docs/gpu.md
 
 `run --only WORD` measures the cases whose name or section contains WORD, and replaces these in results of the same
@@ -72,12 +73,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def ahead_of_time(name: str, options: argparse.Namespace) -> None:
-    from benchmarks import aot, model  # they need triton
+    from benchmarks import aot, host, model  # they need triton
 
     if name == "aot":
         aot.table(options.targets.split(","), options.only, options.json)
     else:
-        model.table()
+        {"host": host, "predict": model}[name].table()
 
 
 def main() -> None:
@@ -96,7 +97,11 @@ def main() -> None:
     commands.add_parser("design").set_defaults(command=lambda o: design.table(), json=None)
     for command in (running, reporting):
         command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
-    for name, help_of_targets in (("aot", "of sm_80, sm_90, sm_100, sm_120, gfx942"), ("predict", None)):
+    for name, help_of_targets in (
+        ("aot", "of sm_80, sm_90, sm_100, sm_120, gfx942"),
+        ("host", None),
+        ("predict", None),
+    ):
         command = commands.add_parser(name)
         command.add_argument("--json", type=Path, default=None)
         if help_of_targets:

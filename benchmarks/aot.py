@@ -349,4 +349,3 @@ def table(targets: list[str], only: str, out: Path | None) -> None:
                     print(line(f"Liger C={classes}", BF16, target, code), flush=True)
     if out:
         out.write_text(json.dumps(found, indent=1) + "\n")
-

@@ -170,14 +170,19 @@ _has_triton = importlib.util.find_spec("triton") is not None
 def _register_triton(library: torch.library.Library, key: str, **options) -> None:
     """Launches of Triton kernels, which nobody imports before the first of them."""
 
-    find = functools.cache(lambda module, name: getattr(importlib.import_module(f"imbloss.kernels.{module}"), name))
+    def launch(name: str, *args):
+        return _launch(name)(*args)
 
-    def launch(module: str, name: str, *args):
-        return find(module, name)(*args)
-
-    for module, names in _TRITON_OPERATORS.items():
+    for names in _TRITON_OPERATORS.values():
         for name in names:
-            library.impl(name, functools.partial(launch, module, name), key, **options)
+            library.impl(name, functools.partial(launch, name), key, **options)
+
+
+@functools.cache
+def _launch(name: str) -> Callable:
+    """What an operator calls on a GPU."""
+    module = next(module for module, names in _TRITON_OPERATORS.items() if name in names)
+    return getattr(importlib.import_module(f"imbloss.kernels.{module}"), name)
 
 
 if _has_triton:
@@ -256,7 +261,8 @@ class Traversal:
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
-    backward: Callable[..., Tensor]  # (grad_output, kept, logits, target, operands, *options) -> gradient
+    # of the operator and (grad_output, kept, logits, target, operands, *options) -> gradient
+    backward: functools.partial[Tensor]
     reference: Callable[..., Tensor]
     keeps: bool  # whether the backward needs what the forward kept
     # (logits, target, operands, *options) -> loss, with the gradient in the logits; None where no loss offers that
@@ -294,6 +300,15 @@ class Traversal:
             return self._recomputed(logits, target, len(operands), *operands, *options)
         return _with_grad(logits, (self, target, operands, options))
 
+    @functools.cached_property
+    def launch_forward(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """What the forward calls on a GPU."""
+        return _launch(_name(self.forward)) if hasattr(self.forward, "_schema") else self.forward
+
+    @functools.cached_property
+    def launch_backward(self) -> Callable[..., Tensor]:
+        return functools.partial(self.backward.func, _launch(_name(self.backward.args[0])))
+
     def gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
         """By the kernels, from nothing kept."""
         kept = self.forward(logits, *args, False)[1] if self.keeps else None
@@ -304,6 +319,10 @@ class Traversal:
         with torch.enable_grad():
             loss = self.reference(logits, *args)
         return torch.autograd.grad(loss, logits, grad_output, create_graph=True)[0]
+
+
+def _name(operator) -> str:
+    return operator._schema.name.removeprefix("imbloss::")
 
 
 # torch.func's transforms; tracing; checkpointing; the older vmap of is_grads_batched
@@ -358,12 +377,12 @@ class WithGrad(torch.autograd.Function):
 
 
 class WithStatistics(torch.autograd.Function):
-    """What `recomputed` is, in less Python."""
+    """What `recomputed` is for Triton, without a detour through the dispatcher, which takes longer than a launch."""
 
     @staticmethod
     def forward(ctx, logits, call):
         traversal, target, operands, options = call
-        loss, kept = traversal.forward(logits, target, operands, *options, False)
+        loss, kept = traversal.launch_forward(logits, target, operands, *options, False)
         ctx.save_for_backward(logits, target, kept, *operands)
         ctx.recipe = traversal, options
         return loss
@@ -374,7 +393,7 @@ class WithStatistics(torch.autograd.Function):
         logits, target, kept, *operands = ctx.saved_tensors
         if _wants_composition(grad_output) and not torch.compiler.is_compiling():
             return traversal.reference_gradient(grad_output, logits, target, operands, *options), None
-        return traversal.backward(grad_output, kept, logits, target, operands, *options), None
+        return traversal.launch_backward(grad_output, kept, logits, target, operands, *options), None
 
 
 def _check_in_place(logits: Tensor, composed: bool) -> None:
@@ -466,10 +485,17 @@ def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: 
 
 
 # ---- the traversals ----------------------------------------------------------------------------------------------
+def _of_nothing_kept(operator, grad_output, _, *args):
+    return operator(grad_output, *args)
+
+
 softmax_rows = Traversal(
     forward=torch.ops.imbloss.softmax_rows.default,
-    backward=lambda grad_output, stats, logits, target, operands, numbers, ignore_index, *_: (
-        torch.ops.imbloss.softmax_rows_backward.default(grad_output, logits, target, stats, operands, ignore_index)
+    backward=functools.partial(
+        lambda operator, grad_output, stats, logits, target, operands, numbers, ignore_index, *_: operator(
+            grad_output, logits, target, stats, operands, ignore_index
+        ),
+        torch.ops.imbloss.softmax_rows_backward.default,
     ),
     reference=reference.softmax_rows,
     keeps=True,
@@ -477,24 +503,25 @@ softmax_rows = Traversal(
 )
 softmax_soft_rows = Traversal(
     forward=torch.ops.imbloss.softmax_soft_rows.default,
-    backward=lambda grad_output, _, *args: torch.ops.imbloss.softmax_soft_rows_backward.default(grad_output, *args),
+    backward=functools.partial(_of_nothing_kept, torch.ops.imbloss.softmax_soft_rows_backward.default),
     reference=reference.softmax_soft_rows,
     keeps=False,
     in_place=torch.ops.imbloss.softmax_soft_rows_.default,
 )
 class_columns = Traversal(
     forward=torch.ops.imbloss.class_columns.default,
-    backward=lambda grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: (
-        torch.ops.imbloss.class_columns_backward.default(
+    backward=functools.partial(
+        lambda operator, grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: operator(
             grad_output, logits, target, kept, operands, numbers, ignore_index, estimator
-        )
+        ),
+        torch.ops.imbloss.class_columns_backward.default,
     ),
     reference=reference.class_columns,
     keeps=True,
 )
 sigmoid_elements = Traversal(
     forward=torch.ops.imbloss.sigmoid_elements.default,
-    backward=lambda grad_output, _, *args: torch.ops.imbloss.sigmoid_elements_backward.default(grad_output, *args),
+    backward=functools.partial(_of_nothing_kept, torch.ops.imbloss.sigmoid_elements_backward.default),
     reference=reference.sigmoid_elements,
     keeps=False,
 )

@@ -11,11 +11,13 @@ from conftest import ALL, INTERPRETED
 
 pytest.importorskip("triton")
 from benchmarks import aot
+from imbloss.kernels import model
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="not in Triton's interpreter")
 BY_NAME = {case.name: case for case in aot.CASES}
 # As the issue of the GPU path asks of sm_90 in bfloat16: instructions an element of the statistics and of the gradient.
 CEILINGS = {"softmax_long_rows_kernel": 8.0, "softmax_long_rows_backward_kernel": 7.0}
+MODELLED = ("rows C=10", "rows C=100", "rows C=1000", "long rows C=50257", "dense C=19", "sigmoid focal")
 LONG = [case for case in aot.CASES if case.long]
 SHARE = 23
 EVERY = [
@@ -41,6 +43,18 @@ def test_loops_over_long_rows_move_whole_vectors(case, dtype):
         assert bool(loop.stores) == ("backward" in name)
         if dtype == torch.bfloat16:
             assert loop.instructions <= ceiling
+
+
+@pytest.mark.parametrize(
+    "kind, name", list(zip(model.INSTRUCTIONS, MODELLED, strict=True)) if ALL else [("long rows", MODELLED[3])]
+)
+def test_the_model_counts_the_instructions_of_the_kernels(kind, name):
+    """Within a tenth."""
+    forward, backward = (
+        max((loop.instructions for loop in code.loops), default=code.per_element)
+        for code in aot.measure(BY_NAME[name], torch.bfloat16, "sm_90")
+    )
+    assert model.INSTRUCTIONS[kind] == pytest.approx((forward, backward), rel=0.1)
 
 
 def test_occupancy_is_what_fits():

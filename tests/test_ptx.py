@@ -24,7 +24,7 @@ from imbloss.kernels import launch, softmax_rows
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="not in Triton's interpreter")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 LOSS = {loss.name: loss for loss in LOSSES}
-SHARE = 9  # of the table, one in so many outside `make test-all`
+SHARE = 17  # of the table, one in so many outside `make test-all`
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 # Thread instructions a logit of (forward, backward) on sm_90 in bfloat16, as `python -m benchmarks aot` counts them.
 INSTRUCTIONS = {
-    "rows of 10": (45.5, 46.2),
-    "rows of 100": (40.4, 28.7),
-    "rows of 1000": (23.5, 13.3),
+    "rows of 10": (47.9, 46.5),
+    "rows of 100": (41.2, 29.4),
+    "rows of 1000": (24.1, 13.3),
     "long rows": (7.2, 6.2),
-    "dense": (30.5, 21.4),
+    "dense": (31.9, 21.5),
     "elements": (65.2, 95.4),
 }
 
