@@ -311,7 +311,7 @@ def liger(target: str, classes: int, dtype: torch.dtype) -> list[Code]:
     from liger_kernel.ops import cross_entropy
 
     with compiling(target) as launches:
-        x = torch.zeros(8, classes, dtype=dtype)
+        x = torch.zeros(8, classes, dtype=dtype, requires_grad=True)
         cross_entropy.cross_entropy_forward(x, _targets(8), None, -100, 0.0, 0.0, "mean", None, False)
     return [read(kernel, dtype.itemsize, elements) for kernel, elements in launches]
 
