@@ -2,6 +2,9 @@
 python -m benchmarks report    docs/performance.md and its plots from that
 python -m benchmarks samplers  samplers of millions of labels: the table of docs/data.md
 python -m benchmarks design    where the gradient is made: the table of docs/kernels.md
+python -m benchmarks aot       what the Triton kernels compile to, for GPUs that need not be there
+python -m benchmarks host      microseconds of Python around the Triton kernels
+python -m benchmarks predict   how long they should take by a model: the table of docs/gpu.md
 
 `run --only WORD` measures the cases whose name or section contains WORD, and replaces these in results of the same
 machine and versions. docs/performance.md is written by `report` alone.
@@ -9,6 +12,7 @@ machine and versions. docs/performance.md is written by `report` alone.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 from pathlib import Path
@@ -71,6 +75,15 @@ def run(options: argparse.Namespace) -> None:
             save()
 
 
+def ahead_of_time(name: str, options: argparse.Namespace) -> None:
+    from benchmarks import aot, host, model  # they need triton
+
+    if name == "aot":
+        aot.table(options.targets.split(","), options.only, options.json)
+    else:
+        {"host": host, "predict": model}[name].table()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -91,6 +104,17 @@ def main() -> None:
     sampling.set_defaults(command=lambda o: print(samplers.table(o.labels, o.draws)))
     for command in (running, reporting):
         command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
+    for name, help_of_targets in (
+        ("aot", "of sm_80, sm_90, sm_100, sm_120, gfx942"),
+        ("host", None),
+        ("predict", None),
+    ):
+        command = commands.add_parser(name)
+        command.add_argument("--json", type=Path, default=None)
+        if help_of_targets:
+            command.add_argument("--targets", default="sm_80,sm_90,sm_100,sm_120,gfx942", help=help_of_targets)
+            command.add_argument("--only", default="", help="cases whose name contains this word")
+        command.set_defaults(command=functools.partial(ahead_of_time, name))
     options = parser.parse_args()
     if torch.are_deterministic_algorithms_enabled():
         raise SystemExit("expected deterministic algorithms to be off: they fill new memory")

@@ -101,7 +101,8 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @torch.library.register_fake("imbloss::softmax_rows", lib=_library)
 def _(logits, target, operands, numbers, ignore_index, reduction, policy, keep_grad):
-    stats_shape = (NUM_ROW_STATS, target.numel())
+    # Triton's kernels keep the divisor behind the statistics of the rows
+    stats_shape = (NUM_ROW_STATS, target.numel() + (_kernels.get(logits.device.type) == "triton"))
     stats = logits.new_empty(stats_shape, dtype=_accumulation_dtype(logits.dtype))
     return _new_loss(logits, reduction), torch.empty_like(logits) if keep_grad else stats
 
@@ -174,9 +175,8 @@ def _(rows, parent, neighbour, gap):
 # ---- backends ----------------------------------------------------------------------------------------------------
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
-    "softmax_rows": tuple(
-        name + suffix for name in ("softmax_rows", "softmax_soft_rows") for suffix in ("", "_backward", "_")
-    ),
+    "softmax_rows": ("softmax_rows", "softmax_rows_backward", "softmax_rows_"),
+    "soft_rows": ("softmax_soft_rows", "softmax_soft_rows_backward", "softmax_soft_rows_"),
     "class_columns": ("class_columns", "class_columns_statistics", "class_columns_backward"),
     "sigmoid_elements": ("sigmoid_elements", "sigmoid_elements_backward"),
     "neighbors": ("neighbors",),
@@ -188,12 +188,19 @@ _has_triton = importlib.util.find_spec("triton") is not None
 def _register_triton(library: torch.library.Library, key: str, **options) -> None:
     """Launches of Triton kernels, which nobody imports before the first of them."""
 
-    def launch(module: str, name: str, *args):
-        return getattr(importlib.import_module(f"imbloss.kernels.{module}"), name)(*args)
+    def launch(name: str, *args):
+        return _launch(name)(*args)
 
-    for module, names in _TRITON_OPERATORS.items():
+    for names in _TRITON_OPERATORS.values():
         for name in names:
-            library.impl(name, functools.partial(launch, module, name), key, **options)
+            library.impl(name, functools.partial(launch, name), key, **options)
+
+
+@functools.cache
+def _launch(name: str) -> Callable:
+    """What an operator calls on a GPU."""
+    module = next(module for module, names in _TRITON_OPERATORS.items() if name in names)
+    return getattr(importlib.import_module(f"imbloss.kernels.{module}"), name)
 
 
 if _has_triton:
@@ -272,7 +279,8 @@ class Traversal:
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
-    backward: Callable[..., Tensor]  # (grad_output, kept, logits, target, operands, *options) -> gradient
+    # of the operator and (grad_output, kept, logits, target, operands, *options) -> gradient
+    backward: functools.partial[Tensor]
     reference: Callable[..., Tensor]
     keeps: bool  # whether the backward needs what the forward kept
     # (logits, target, operands, *options) -> loss, with the gradient in the logits; None where no loss offers that
@@ -304,16 +312,22 @@ class Traversal:
             return self.forward(logits, target, operands, *options, False)[0]
         if inplace:
             return InPlace.apply(logits, (self, target, operands, options))
-        if (
-            not reduced
-            or kernels == "triton"  # whether the upstream gradient is 1 would have to be waited for
-            # tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)
-            or torch.compiler.is_compiling()
-            or _num_dispatch_modes() > 0
-            or _saved_tensors_hooks(False)
-        ):
+        # tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)
+        watched = torch.compiler.is_compiling() or _num_dispatch_modes() > 0 or _saved_tensors_hooks(False)
+        if kernels == "triton" and not watched:  # whether the upstream gradient is 1 would have to be waited for
+            return _with_statistics(logits, (self, target, operands, options))
+        if watched or not reduced:
             return self._recomputed(logits, target, len(operands), *operands, *options)
         return _with_grad(logits, ((self, options), target, operands))
+
+    @functools.cached_property
+    def launch_forward(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """What the forward calls on a GPU."""
+        return _launch(_name(self.forward)) if hasattr(self.forward, "_schema") else self.forward
+
+    @functools.cached_property
+    def launch_backward(self) -> Callable[..., Tensor]:
+        return functools.partial(self.backward.func, _launch(_name(self.backward.args[0])))
 
     def gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
         """By the kernels, from nothing kept."""
@@ -325,6 +339,10 @@ class Traversal:
         with torch.enable_grad():
             loss = self.reference(logits, *args)
         return torch.autograd.grad(loss, logits, grad_output, create_graph=True)[0]
+
+
+def _name(operator) -> str:
+    return operator._schema.name.removeprefix("imbloss::")
 
 
 # torch.func's transforms; tracing; checkpointing; the older vmap of is_grads_batched
@@ -374,6 +392,26 @@ class WithGrad(torch.autograd.Function):
             grad = traversal.forward(*args, True)[1] if grad is None else grad
             grad = grad if factor == 1 else grad.mul_(grad_output)
         return grad, None
+
+
+class WithStatistics(torch.autograd.Function):
+    """What `recomputed` is for Triton, without a detour through the dispatcher, which takes longer than a launch."""
+
+    @staticmethod
+    def forward(ctx, logits, call):
+        traversal, target, operands, options = call
+        loss, kept = traversal.launch_forward(logits, target, operands, *options, False)
+        ctx.save_for_backward(logits, target, kept, *operands)
+        ctx.recipe = traversal, options
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
+        traversal, options = ctx.recipe
+        logits, target, kept, *operands = ctx.saved_tensors
+        if _wants_composition(grad_output) and not torch.compiler.is_compiling():
+            return traversal.reference_gradient(grad_output, logits, target, operands, *options), None
+        return traversal.launch_backward(grad_output, kept, logits, target, operands, *options), None
 
 
 def _check_in_place(logits: Tensor, composed: bool) -> None:
@@ -431,6 +469,7 @@ class InPlace(torch.autograd.Function):
 
 # torch.autograd.Function.apply without its layer for torch.func, which is not active here: a microsecond.
 _with_grad = super(torch.autograd.Function, WithGrad).apply  # pyright: ignore[reportAttributeAccessIssue]
+_with_statistics = super(torch.autograd.Function, WithStatistics).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: Callable) -> Callable[..., Tensor]:
@@ -464,10 +503,17 @@ def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: 
 
 
 # ---- the traversals ----------------------------------------------------------------------------------------------
+def _of_nothing_kept(operator, grad_output, _, *args):
+    return operator(grad_output, *args)
+
+
 softmax_rows = Traversal(
     forward=torch.ops.imbloss.softmax_rows.default,
-    backward=lambda grad_output, stats, logits, target, operands, numbers, ignore_index, *_: (
-        torch.ops.imbloss.softmax_rows_backward.default(grad_output, logits, target, stats, operands, ignore_index)
+    backward=functools.partial(
+        lambda operator, grad_output, stats, logits, target, operands, numbers, ignore_index, *_: operator(
+            grad_output, logits, target, stats, operands, ignore_index
+        ),
+        torch.ops.imbloss.softmax_rows_backward.default,
     ),
     reference=reference.softmax_rows,
     keeps=True,
@@ -475,24 +521,25 @@ softmax_rows = Traversal(
 )
 softmax_soft_rows = Traversal(
     forward=torch.ops.imbloss.softmax_soft_rows.default,
-    backward=lambda grad_output, _, *args: torch.ops.imbloss.softmax_soft_rows_backward.default(grad_output, *args),
+    backward=functools.partial(_of_nothing_kept, torch.ops.imbloss.softmax_soft_rows_backward.default),
     reference=reference.softmax_soft_rows,
     keeps=False,
     in_place=torch.ops.imbloss.softmax_soft_rows_.default,
 )
 class_columns = Traversal(
     forward=torch.ops.imbloss.class_columns.default,
-    backward=lambda grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: (
-        torch.ops.imbloss.class_columns_backward.default(
+    backward=functools.partial(
+        lambda operator, grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: operator(
             grad_output, logits, target, kept, operands, numbers, ignore_index, estimator
-        )
+        ),
+        torch.ops.imbloss.class_columns_backward.default,
     ),
     reference=reference.class_columns,
     keeps=True,
 )
 sigmoid_elements = Traversal(
     forward=torch.ops.imbloss.sigmoid_elements.default,
-    backward=lambda grad_output, _, *args: torch.ops.imbloss.sigmoid_elements_backward.default(grad_output, *args),
+    backward=functools.partial(_of_nothing_kept, torch.ops.imbloss.sigmoid_elements_backward.default),
     reference=reference.sigmoid_elements,
     keeps=False,
 )

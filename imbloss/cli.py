@@ -267,11 +267,19 @@ def doctor(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write the findings to this file, too."),
     ] = None,
+    speed: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(help="Measure the speed, against plain PyTorch and others. By default on a GPU, in 3 minutes."),
+    ] = None,
+    rows: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Of that, at most so many rows: for a device that is slow or small."),
+    ] = None,
 ) -> None:
     """Say what is installed, what computes, and whether it computes right. Exit code 0: all is well."""
     from imbloss.doctor import examine
 
-    findings = examine(device)
+    findings = examine(device, speed, rows)
     if json:
         try:
             json.write_text(dumps(findings, indent=2) + "\n")
@@ -281,12 +289,40 @@ def doctor(
     for name, value in _findings(findings):
         table.add_row(name.replace("_", " "), escape(value))
     Console(highlight=False, soft_wrap=True).print(table)
+    if findings["speed"]:
+        Console(highlight=False, soft_wrap=True).print(_speed_table(findings["speed"]))
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     for problem in findings["problems"]:
         errors.print(f"imbloss: {problem}", markup=False)
     if findings["problems"]:
         raise typer.Exit(1)
     typer.echo("All is well.")
+
+
+def _speed_table(entries: list[dict]) -> Table:
+    """Milliseconds of forward and backward, and MB at the peak where that is known."""
+    providers = list(dict.fromkeys(name for entry in entries for name in entry["providers"]))
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("ms, forward and backward", *providers, "predicted", "of copy"):
+        table.add_column(title, justify="left" if title.startswith("ms") else "right", no_wrap=True)
+    for entry in entries:
+        cells = []
+        for name in providers:
+            found = entry["providers"].get(name, {})
+            if "seconds" not in found:
+                cells.append("fails" if found else "")
+                continue
+            peak = found["peak_bytes"]
+            cells.append(f"{1e3 * found['seconds']:.3f}" + ("" if peak is None else f" ({peak / 1e6:.0f} MB)"))
+        predicted, bandwidth = entry["predicted_seconds"], entry["bandwidth_over_copy"]
+        name = f"{entry['name']} {'x'.join(map(str, entry['shape']))} {entry['dtype']}"
+        table.add_row(
+            name,
+            *cells,
+            "" if predicted is None else f"{1e3 * predicted:.3f}",
+            "" if bandwidth is None else f"{100 * bandwidth:.0f} %",
+        )
+    return table
 
 
 def _findings(findings: dict) -> Iterator[tuple[str, str]]:

@@ -180,8 +180,11 @@ def _compare(check: Check, logits: Tensor, target: Tensor, counts: Tensor, devic
 
 
 # ---- the verdict -------------------------------------------------------------------------------------------------
-def examine(device: str = "cpu") -> dict:
-    """Everything that `imbloss doctor` says, ready for JSON; all is well if "problems" is empty."""
+def examine(device: str = "cpu", speed: bool | None = None, rows: int | None = None) -> dict:
+    """Everything that `imbloss doctor` says, ready for JSON; all is well if "problems" is empty.
+
+    `speed`: whether to measure it; by default where the device is no CPU. `rows`: of that at most so many.
+    """
     found = environment()
     problems = _problems(found)
     start = time.perf_counter()
@@ -207,7 +210,18 @@ def examine(device: str = "cpu") -> dict:
         dtype: _largest([result.steps for result in results if result.dtype == dtype])
         for dtype in dict.fromkeys(result.dtype for result in results)
     }
-    return {"environment": found, "parity": checked, "problems": problems}
+    raced = []
+    if results and (torch.device(device).type != "cpu" if speed is None else speed):
+        from imbloss.speed import race
+
+        raced = race(device, rows)
+        for entry in raced:
+            what = f"{entry['name']} of {'x'.join(map(str, entry['shape']))} in {entry['dtype']}"
+            if "error" in entry["providers"]["imbloss"]:
+                problems.append(f"{what} fails: {entry['providers']['imbloss']['error']}")
+            elif not entry["repeats"]:
+                problems.append(f"{what} differs from itself, computed twice")
+    return {"environment": found, "parity": checked, "speed": raced, "problems": problems}
 
 
 def _problems(found: dict) -> list[str]:

@@ -750,7 +750,7 @@ def _reduction(reduction: str) -> int:
 
 
 def _in_dtype_of(logits: Tensor, loss: Tensor) -> Tensor:
-    if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
+    if logits.dtype is loss.dtype or (not logits.is_meta and torch.is_autocast_enabled(logits.device.type)):
         return loss
     return loss.to(logits.dtype)
 
@@ -913,7 +913,7 @@ def class_columns(
         loss = _ops.class_columns(logits, target, operands, options, True)
     else:
         loss = distributed.class_columns(logits, target, operands, options, group)
-    if logits.dtype is loss.dtype or torch.is_autocast_enabled(logits.device.type):
+    if logits.dtype is loss.dtype or (not logits.is_meta and torch.is_autocast_enabled(logits.device.type)):
         return loss
     return loss.to(logits.dtype)
 

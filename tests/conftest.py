@@ -49,12 +49,12 @@ def _in_canaries(tensor):
     return memory, memory.as_strided(tensor.shape, tensor.stride(), CANARIES)
 
 
-def launch_in_canaries(launch, kernel, rows, *args, **constants):
+def run_in_canaries(run, kernel, grid, device, *args, **constants):
     pairs = {}
     for arg in args:
         if isinstance(arg, torch.Tensor):
             pairs[id(arg)] = arg, *_in_canaries(arg)
-    launch(kernel, rows, *(pairs[id(arg)][2] if id(arg) in pairs else arg for arg in args), **constants)
+    run(kernel, grid, device, *(pairs[id(arg)][2] if id(arg) in pairs else arg for arg in args), **constants)
     for arg, memory, _ in pairs.values():
         for canaries in (memory[:CANARIES], memory[-CANARIES:]):
             hurt = ~canaries.isnan() if arg.is_floating_point() else canaries != torch.iinfo(arg.dtype).max
@@ -63,13 +63,33 @@ def launch_in_canaries(launch, kernel, rows, *args, **constants):
         arg.as_strided((span,), (1,)).copy_(memory[CANARIES : CANARIES + span])
 
 
+def few_programs(monkeypatch):
+    """The interpreter takes 5 ms a program, however large: large ones. A program of long rows has but one of them."""
+    from imbloss.kernels import launch
+
+    is_long = launch.is_long
+
+    def all_rows(rows, processors, stores):
+        columns = launch.power_of_2(rows.classes)
+        held = min(launch.power_of_2(rows.inner), max(2**20 // columns, 1))
+        return launch.Tile(held, columns, 1, rows.vector, 4, rows.outer * launch.cdiv(rows.inner, held))
+
+    def few_rows(rows, processors):
+        # numpy adds the rows of a column one by one, a GPU in a tree: few in a program
+        num_rows, columns = rows.outer * rows.inner, launch.power_of_2(rows.classes)
+        held = min(32, launch.power_of_2(num_rows))
+        return launch.Columns(held, columns, 1, rows.vector, 4, launch.cdiv(num_rows, held))
+
+    monkeypatch.setattr(launch, "tile", all_rows)
+    monkeypatch.setattr(launch, "columns", few_rows)
+    monkeypatch.setattr(launch, "is_long", lambda rows: is_long(rows) and rows.outer * rows.inner <= 16)
+    monkeypatch.setattr(launch, "elements", launch.elements.__wrapped__)
+    monkeypatch.setattr(launch, "ELEMENTS", 2**20)
+
+
 @pytest.fixture(autouse=INTERPRETED)
 def canaries(monkeypatch):
-    from imbloss.kernels import class_columns, sigmoid_elements, softmax_rows
+    from imbloss.kernels import rows
 
-    # numpy adds the rows of a column one by one, a GPU in a tree: as few in a program as there may be
-    monkeypatch.setattr(class_columns, "ROW_RANGE", (32, 32))
-    for module in (sigmoid_elements, softmax_rows):
-        launch = functools.partial(launch_in_canaries, module._launch)
-        monkeypatch.setattr(module, "_launch", launch)
-        monkeypatch.setattr(module, "TILE", 2**20)  # the interpreter takes 5 ms a program, however large
+    monkeypatch.setattr(rows, "run", functools.partial(run_in_canaries, rows.run))
+    few_programs(monkeypatch)

@@ -1,5 +1,6 @@
 """`imbloss doctor`: silent when all is well, one line for each thing that is not."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -14,7 +15,7 @@ from losses import LOSSES
 from typer.testing import CliRunner
 
 import imbloss
-from imbloss import doctor
+from imbloss import doctor, speed
 from imbloss.cli import app
 
 
@@ -120,3 +121,67 @@ def test_huge_pages_are_read(monkeypatch, tmp_path):
     assert doctor.huge_pages() == "unknown"
     setting.write_text("always [madvise] never\n")
     assert doctor.huge_pages() == "madvise"
+
+
+# ---- speed ---------------------------------------------------------------------------------------------------------
+def check_speed(findings, provider="imbloss"):
+    assert [entry["name"] for entry in findings["speed"]] == [work.name for work in speed.WORK]
+    for entry in findings["speed"]:
+        assert entry["repeats"] and entry["providers"][provider]["seconds"] > 0 and entry["copy_seconds"] > 0
+        assert entry["bandwidth_over_copy"] > 0 and entry["predicted_seconds"] is None
+
+
+def test_the_speed_is_measured_against_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed.torch, "compile", lambda function: function)  # whose speed is not the matter
+    result = examine("--speed", "--rows", "4", "--json", str(tmp_path / "doctor.json"))
+    assert result.exit_code == 0 and "logit-adjusted" in result.stdout
+    findings = json.loads((tmp_path / "doctor.json").read_text())
+    check_speed(findings)
+    assert {name for entry in findings["speed"] for name in entry["providers"]} == {
+        "imbloss", "eager", "builtin", "compile",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("work", speed.WORK, ids=lambda work: f"{work.name} {work.shape}")
+def test_rivals_compute_the_same(work):
+    x, y = work.inputs("cpu", 2)
+    x = x.float()
+    want = work.loss(x, y)
+    for rival in (work.eager, work.builtin):
+        if rival:
+            torch.testing.assert_close(rival(x, y), want, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_does_not_repeat_or_fails_is_a_problem(monkeypatch):
+    results = iter(range(10**6))
+
+    def unlike(x, y):
+        return x.float().sum() * next(results)
+
+    work = speed.WORK[0]
+    for loss, problem in ((unlike, "differs from itself, computed twice"), (raises, "fails: RuntimeError")):
+        monkeypatch.setattr(speed, "WORK", (dataclasses.replace(work, loss=loss),))
+        (found,) = doctor.examine("cpu", True, rows=3)["problems"]
+        assert found.startswith("focal of 3x10 in float32 ") and problem in found
+
+
+def test_the_doctor_of_triton_in_its_interpreter(tmp_path):
+    """The same command on the kernels of GPUs."""
+    pytest.importorskip("triton")
+    code = f"""
+import json, torch
+from imbloss import doctor, speed
+speed.torch.compile = lambda function: function
+doctor.SHAPES, doctor.DTYPES = ((5, 10),), (torch.float32, torch.bfloat16)
+speed.WORK = speed.WORK[:3:2]
+found = doctor.examine("cpu", True, rows=2)
+open({str(tmp_path / "out.json")!r}, "w").write(json.dumps(found))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "IMBLOSS_BACKEND": "triton"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["environment"]["triton_state"] == "interpreted" and found["environment"]["backend"] == "triton"
+    # the interpreter truncates to bfloat16, which is within what is allowed
+    assert found["problems"] == [] and found["parity"]["checks"] > 20 and len(found["speed"]) == 2
+    assert all(entry["repeats"] for entry in found["speed"])

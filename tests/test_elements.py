@@ -373,9 +373,9 @@ def test_layouts_of_four_dimensions(loss, layout):
 @pytest.mark.skipif(not INTERPRETED, reason="only in Triton's interpreter")
 @pytest.mark.parametrize("sample", ["0 or 1", "soft, mean", "indices, mean", "weight, indices"])
 def test_many_programs(monkeypatch, sample):
-    from imbloss.kernels import sigmoid_elements
+    from imbloss.kernels import launch
 
-    monkeypatch.setattr(sigmoid_elements, "TILE", 64)
+    monkeypatch.setattr(launch, "ELEMENTS", 64)
     for loss in ELEMENTS:
         for shape in ((1,), (13, 5), (2, 3, 4, 7)):
             c = case(loss, sample, shape)

@@ -94,7 +94,8 @@ class Case:
         constants = {name: value.view(shape).abs() for name, value in self.constants().items()}
         z = z * constants.get("scale", 1) + constants.get("bias", 0) + constants.get("margin", 0)
         top = z.amax(1, keepdim=True) if z.numel() else z[:, :1]
-        return (4 + z + top) * (1 + self.gamma) * EPS
+        # a multiply-add of Triton's interpreter rounds twice
+        return (4 + z + top) * (1 + self.gamma) * EPS * (1.1 if INTERPRETED else 1)
 
     def slope(self, terms, gamma):
         """d value / d log p of every class, where p = 1 - q moves along."""

@@ -3,19 +3,16 @@
 The tests marked triton run in the interpreter, in a process of their own: tests/test_losses.py has most of them.
 """
 
-import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import test_elements
 import torch
 from conftest import INTERPRETED
-from losses import ELEMENTS, LOSSES
+from losses import LOSSES
 from test_losses import assert_accurate, case
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,27 +49,34 @@ def test_a_write_outside_a_buffer_is_noticed(canaries):
     import triton
     import triton.language as tl
 
-    from imbloss.kernels import softmax_rows
+    from imbloss.kernels import rows
 
     @triton.jit
-    def overrun(ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # noqa: N803
+    def overrun(ptr):
         tl.store(ptr + 4, 1.0)
 
     with pytest.raises(AssertionError, match=r"wrote outside a tensor of shape \(4,\)"):
-        softmax_rows._launch(overrun, torch.empty(1, 4, 1), torch.empty(4))
+        rows.run(overrun, (1,), torch.device("cpu"), torch.empty(4))
 
 
 @in_the_interpreter
 @pytest.mark.triton
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize(
     "name, sample",
     [("focal_loss", "gamma 0.5"), ("focal_loss", "soft"), ("vs_loss", "gamma and tau"), ("ldam_loss", "weight")],
 )
-def test_many_programs_and_many_blocks_of_classes(monkeypatch, name, sample):
-    from imbloss.kernels import softmax_rows
+def test_many_programs_and_many_blocks_of_classes(monkeypatch, name, sample, held):
+    from imbloss.kernels import launch
 
-    monkeypatch.setattr(softmax_rows, "MOST_COLUMNS", 16)
-    monkeypatch.setattr(softmax_rows, "TILE", 64)
+    def small(rows, processors, stores):
+        rows_held = min(4, launch.power_of_2(rows.inner))
+        programs = rows.outer * launch.cdiv(rows.inner, rows_held)
+        blocks = launch.cdiv(rows.classes, 16) if held else 0
+        return launch.Tile(rows_held, 16, blocks, rows.vector, 4, programs)
+
+    monkeypatch.setattr(launch, "tile", small)
+    monkeypatch.setattr(launch, "is_long", lambda rows: False)
     (loss,) = (loss for loss in LOSSES if loss.name == name)
     for classes, shape in ((1, (9,)), (15, (9,)), (16, (3,)), (33, (9,)), (100, (2, 3, 2))):
         for spread in (3.0, 60.0):
@@ -93,11 +97,15 @@ def test_many_programs_and_many_blocks_of_classes(monkeypatch, name, sample):
 )
 def test_lade_in_one_program_and_in_many(monkeypatch, loss, sample):
     """Sums of several programs, of rows in several blocks of classes, in any layout."""
-    from imbloss.kernels import softmax_rows
+    from imbloss.kernels import launch
 
-    for tile, columns in ((2**20, 1024), (512, 16)):
-        monkeypatch.setattr(softmax_rows, "TILE", tile)
-        monkeypatch.setattr(softmax_rows, "MOST_COLUMNS", columns)
+    for rows_held, columns, steps in ((32, 64, 8), (8, 16, 2)):
+
+        def small(rows, processors, held=rows_held, columns=columns, steps=steps):
+            programs = launch.cdiv(rows.outer * rows.inner, held * steps)
+            return launch.Columns(held, columns, steps, rows.vector, 4, programs)
+
+        monkeypatch.setattr(launch, "columns", small)
         for classes, shape, dtype, spread in (
             (1, (9,), torch.float32, 3.0),
             (10, (130,), torch.float32, 60.0),
@@ -160,125 +168,6 @@ def test_offsets_beyond_32_bits(strides, monkeypatch):
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
 
 
-# ---- compiled ----------------------------------------------------------------------------------------------------
-class CompileOnly:
-    """A Triton driver that compiles for an architecture of NVIDIA's and launches nothing."""
-
-    def __init__(self, architecture):
-        from triton.backends.compiler import GPUTarget
-
-        self.target, self.utils = GPUTarget("cuda", architecture, 32), self
-
-    def get_current_target(self):
-        return self.target
-
-    def get_current_device(self):
-        return self.target.arch
-
-    def get_current_stream(self, device=None):
-        return 0
-
-    def load_binary(self, name, binary, shared, device):
-        return object(), object(), 0, 0, 1024
-
-    def get_device_properties(self, device):
-        return {"max_shared_mem": 99 * 1024, "multiprocessor_count": 100, "warpSize": 32}
-
-    def launcher_cls(self, src, metadata):
-        return lambda *args: None
-
-
-COMPILED = {
-    "plain": ("focal_loss", "gamma 2", (5,), torch.float32),
-    "weights": ("focal_loss", "weight and sample weight", (5,), torch.bfloat16),
-    "gamma per class": ("focal_loss", "gamma per class", (5,), torch.float16),
-    "margin and scale, none": ("ldam_loss", "none", (5,), torch.float32),
-    "dense": ("vs_loss", "counts", (2, 3, 4), torch.bfloat16),
-    "smoothing": ("focal_loss", "smoothing, weight, none", (5,), torch.float32),
-    "soft": ("focal_loss", "soft, gamma 0.5", (2, 3, 4), torch.bfloat16),
-    "soft per class": ("focal_loss", "soft, gamma per class", (1,), torch.float32),
-    "class columns": ("lade_loss", "sample weight", (5,), torch.float32),
-    "class columns, dense": ("lade_loss", "paper", (2, 3, 4), torch.bfloat16),
-    "class columns without rows": ("lader", "official", (5,), torch.float16),
-}
-
-
-def code_for_a_gpu(module, c):
-    """What the kernels of a module compile to when a case runs, through the launches, as on a GPU."""
-    from triton.runtime import driver
-
-    library = torch.library.Library("imbloss", "IMPL")
-    kernels = [kernel for kernel in vars(module).values() if hasattr(kernel, "device_caches")]
-    driver.set_active(CompileOnly(90))
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_ops, "_kernels", {"cpu": "triton"})
-            _ops._register_triton(library, "CPU", allow_override=True)
-            c.run()
-        return [code for kernel in kernels for code in kernel.device_caches[90][0].values()]
-    finally:
-        library._destroy()
-        driver.set_active(None)
-
-
-def assert_without_float64(compiled):
-    """A float64 constant would slow down all that follows it."""
-    assert compiled
-    for code in compiled:
-        assert ".target sm_90" in code.asm["ptx"] and ".f64" not in code.asm["ptx"]
-
-
-@out_of_the_interpreter
-@pytest.mark.parametrize("name", COMPILED)
-def test_the_kernels_compile_to_code_without_float64(name):
-    from imbloss.kernels import class_columns, softmax_rows
-
-    loss_name, sample, shape, dtype = COMPILED[name]
-    (loss,) = (loss for loss in LOSSES if loss.name == loss_name)
-    module = class_columns if loss_name in ("lade_loss", "lader") else softmax_rows
-    assert_without_float64(code_for_a_gpu(module, case(loss, sample, 10, shape, dtype)))
-
-
-COMPILED_ELEMENTS = {
-    "plain": ("sigmoid_focal_loss", "0 or 1, mean", (5, 3), torch.float32),
-    "per class": ("sigmoid_focal_loss", "all per class, indices", (5, 3), torch.bfloat16),
-    "bool": ("sigmoid_focal_loss", "bool", (2, 3, 4), torch.bfloat16),
-    "clipped": ("asymmetric_loss", "weight of rows, soft", (5, 3), torch.float32),
-    "soft": ("quality_focal_loss", "beta 1.5", (2, 3, 4), torch.float16),
-}
-
-
-@out_of_the_interpreter
-@pytest.mark.parametrize("name", COMPILED_ELEMENTS)
-def test_the_kernels_of_elements_compile_to_code_without_float64(name):
-    from imbloss.kernels import sigmoid_elements
-
-    loss_name, sample, shape, dtype = COMPILED_ELEMENTS[name]
-    (loss,) = (loss for loss in ELEMENTS if loss.name == loss_name)
-    assert_without_float64(code_for_a_gpu(sigmoid_elements, test_elements.case(loss, sample, shape, dtype)))
-
-
-def local_memory_instructions(code, folder):
-    """Loads and stores of registers that there were too few of."""
-    tool = Path(importlib.import_module("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    (folder / "code.cubin").write_bytes(code.asm["cubin"])
-    text = subprocess.run([tool, "-sass", folder / "code.cubin"], capture_output=True, text=True, check=True).stdout
-    assert re.search(r"\bFFMA\b", text)
-    return re.findall(r"\b(?:LDL|STL)\b.*", text)
-
-
-@out_of_the_interpreter
-@pytest.mark.parametrize("k", [1, 5, 10, 32])
-def test_neighbours_compile_without_float64_and_spills(k, tmp_path):
-    from imbloss.kernels import neighbors
-
-    points, halves = torch.randn(70, 32), torch.ones(70)
-    search = SimpleNamespace(run=lambda: neighbors.select(points, points, halves, torch.arange(70), k + 3))
-    compiled = code_for_a_gpu(neighbors, search)
-    assert_without_float64(compiled)
-    assert not local_memory_instructions(compiled[-1], tmp_path)
-
-
 class Operators(TorchDispatchMode):
     """Notes the names of operators."""
 
@@ -315,6 +204,139 @@ def test_lade_on_a_gpu_goes_to_the_kernels():
         x, y = torch.empty(4, 3, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
         assert imbloss.lade_loss(x, y, prior=torch.empty(3, device="cuda")).device.type == "cuda"
     assert {name for name in called.names if name.startswith("imbloss")} == {"imbloss::class_columns"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on what a GPU's host would have to wait for: values, sizes that depend on values, copies to the CPU."""
+
+    OPERATORS = (
+        "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "bincount",
+        "histc", "repeat_interleave",
+    )  # fmt: skip
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").split(".")[0]
+        assert name not in self.OPERATORS, f"{function.name()} waits for the device"
+        if name == "_to_copy":
+            assert (kwargs or {}).get("device") in (None, args[0].device), "a copy to another device"
+        masks = args[1] if name in ("index", "index_put_") else ()
+        assert not any(mask is not None and mask.dtype == torch.bool for mask in masks), "an index by a mask"
+        return function(*args, **(kwargs or {}))
+
+
+def operator_calls(device):
+    """Every operator's kernel, forward and backward, with all sorts of operands; nothing is launched."""
+    from imbloss.kernels import class_columns, sigmoid_elements, soft_rows, softmax_rows
+
+    def on(*shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    for shape in ((6, 10), (6, 1203), (3, 5003), (2, 4, 3, 5), (7,)):
+        classes, rows = (shape[1], (shape[0], *shape[2:])) if len(shape) > 1 else (shape[0], ())
+        x, y = on(*shape), on(*rows, dtype=torch.int64)
+        c, n = on(classes), on(*rows)
+        for operands in ((), (c, n, c, c, c, c, None), (c, n, None, None, None, None, on())):
+            for reduction in (0, 1, 2):
+                args = operands, [0.5, 0.0], -100, reduction, "focal"
+                loss, stats = softmax_rows.softmax_rows(x, y, *args, False)
+                assert loss.shape == (() if reduction else rows) and loss.device.type == device
+                grad = softmax_rows.softmax_rows_backward(loss, x, y, stats, operands, -100)
+                assert grad.shape == x.shape
+                softmax_rows.softmax_rows_(x.clone(), y, *args)
+                for target in (y, on(*shape)):
+                    args = target, operands, [0.5, 0.0], 0.1, -100, reduction, "focal"
+                    loss, _ = soft_rows.softmax_soft_rows(x, *args, False)
+                    assert loss.shape == (() if reduction else rows)
+                    assert soft_rows.softmax_soft_rows_backward(loss, x, *args).shape == x.shape
+        for estimator in ("official", "paper") if len(shape) > 1 else ():
+            args = (c, n, None), [1.0, 0.1, 0.1]
+            loss, kept = class_columns.class_columns(x, y, *args, -100, 1, estimator, False)
+            grad = class_columns.class_columns_backward(loss, x, y, kept, *args, -100, estimator)
+            assert loss.shape == () and grad.shape == x.shape
+        for target in (on(*shape, dtype=torch.int64), on(*shape), *([y] if len(shape) > 1 else [])):
+            for operands in ((), (c, c, c, c, None)):
+                for reduction in (0, 1, 2):
+                    args = target, operands, [1.5, 0.25, 1.0], -100, reduction, "sigmoid_focal"
+                    loss, _ = sigmoid_elements.sigmoid_elements(x, *args, False)
+                    assert loss.shape == (() if reduction else shape)
+                    assert sigmoid_elements.sigmoid_elements_backward(loss, x, *args).shape == x.shape
+
+
+@out_of_the_interpreter
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_no_kernel_waits_for_the_device(device, monkeypatch):
+    from imbloss.kernels import launch, rows
+
+    launched = []
+    monkeypatch.setattr(rows, "run", lambda kernel, *args, **constants: launched.append(kernel.__name__))
+    monkeypatch.setattr(launch, "processors", lambda device: 132)
+    with NoWaiting():
+        operator_calls(device)
+    assert len(set(launched)) == 10
+
+
+@out_of_the_interpreter
+def test_waiting_is_noticed():
+    x = torch.ones(3)
+    for wait in (
+        lambda: x.sum().item(),
+        lambda: bool(x[0]),
+        lambda: x[x > 0],
+        lambda: x.nonzero(),
+        lambda: x.to("meta"),
+    ):
+        with pytest.raises(AssertionError), NoWaiting():
+            wait()
+
+
+@pytest.fixture
+def triton_on_cpu_and_meta(monkeypatch):
+    """Dispatch as on a GPU, without kernels that could run."""
+    library = torch.library.Library("imbloss", "IMPL")
+    monkeypatch.setattr(_ops, "_kernels", {"cpu": "triton", "meta": "triton"})
+    _ops._register_triton(library, "CPU", allow_override=True)
+    yield
+    library._destroy()
+
+
+@out_of_the_interpreter
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"label_smoothing": 0.1}])
+def test_autograd_on_meta(options, triton_on_cpu_and_meta):
+    x = torch.empty(4, 3, 5, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    loss = imbloss.focal_loss(x, torch.empty(4, 5, device="meta", dtype=torch.int64), **options)
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    assert grad.shape == x.shape and grad.dtype == x.dtype and grad.device.type == "meta"
+
+
+@out_of_the_interpreter
+def test_export_and_tracing_keep_the_operators(triton_on_cpu_and_meta):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    class Model(torch.nn.Module):
+        def forward(self, x, y):
+            return imbloss.focal_loss(x, y)
+
+    args = torch.randn(4, 3), torch.randint(0, 3, (4,))
+    exported = torch.export.export(Model(), args)
+    assert "imbloss.softmax_rows.default" in str(exported.graph)
+
+    def gradient(x, y):
+        return torch.autograd.grad(imbloss.focal_loss(x, y), x)
+
+    traced = make_fx(gradient, tracing_mode="fake")(args[0].requires_grad_(), args[1])
+    assert "imbloss.softmax_rows_backward" in traced.code
+
+
+@in_the_interpreter
+@pytest.mark.triton
+def test_fakes_have_the_shapes_of_the_kernels_results():
+    x, y = torch.randn(6, 5), torch.randint(0, 5, (6,))
+    ops, tests = torch.ops.imbloss, ("test_schema", "test_faketensor")
+    for reduction in (0, 1, 2):
+        args = x, y, [], [2.0, 0.0], -100, reduction, "focal", False
+        torch.library.opcheck(ops.softmax_rows.default, args, test_utils=tests)
+        loss, stats = ops.softmax_rows(*args)
+        torch.library.opcheck(ops.softmax_rows_backward.default, (loss, x, y, stats, [], -100), test_utils=tests)
 
 
 @out_of_the_interpreter

@@ -1,5 +1,5 @@
-"""LADE (docs/math.md, section 4) in Triton: sums over the rows of each class beside those over the classes of each row,
-from one read of the logits, and the gradient of both in one write. What csrc/class_columns.h is on CPU.
+"""LADE (docs/math.md, section 4) in Triton: sums over the rows of each class, and the gradient of both terms in one
+write. What csrc/class_columns.h is on CPU; the sums over the classes of each row are those of softmax_rows.py.
 
 Sums over rows have two levels: each program stores those of its rows, and those of the programs are added up in order.
 No atomics, so results repeat. The functions at the end are the operators of imbloss/_ops.py.
@@ -10,101 +10,76 @@ import triton
 import triton.language as tl
 
 from imbloss import reference
-from imbloss._ops import NUM_COLUMN_FACTORS, NUM_COLUMN_STATS, NUM_ROW_STATS
-from imbloss.kernels import softmax_rows
-from imbloss.kernels.policies import LN2, LOG2E, log, log1p
-from imbloss.kernels.softmax_rows import (
-    _exp,
-    _load_target,
-    _log2_scale,
-    _per_class,
-    _rescale,
-    _row_offset,
-    _row_weight,
-)
-
-# Of a program: its sums take as much memory as four rows, and are in float32 (beyond in float64).
-ROW_RANGE = 32, 256
+from imbloss._ops import NUM_COLUMN_FACTORS, NUM_COLUMN_STATS, NUM_ROW_STATS, REDUCTIONS
+from imbloss.kernels import launch, rows, softmax_rows
+from imbloss.kernels.policies import LOG2E
+from imbloss.kernels.rows import LOWEST, exp, load_target, per_class
 
 
 @triton.jit
 def _exp_below(x, top):
-    """exp(x - top), 0 where both are -inf."""
-    return tl.exp2((x - tl.where(top == float("-inf"), 0.0, top)) * LOG2E)
+    """exp(x - top) of a finite top, which has no error that its own rounding would make."""
+    return tl.exp2((x - top) * LOG2E)
 
 
 @triton.jit
-def _importance(importance_ptr, y, counts):
+def _row_offset(row, inner, stride_outer, stride_inner, FLAT: tl.constexpr):
+    """FLAT: all rows have one distance."""
+    return row * stride_inner if FLAT else row // inner * stride_outer + row % inner * stride_inner
+
+
+@triton.jit
+def _importance(importance_ptr, y, counts, in_range):
+    """What a row counts by its target: 0 where ignored, NaN where that is no class."""
     v = tl.zeros_like(y).to(tl.float32) + 1.0
     if importance_ptr is not None:
         v = tl.load(importance_ptr + y)
-    return tl.where(counts, v, 0.0)
+    return tl.where(counts, tl.where(in_range, v, float("nan")), 0.0)
 
 
 @triton.jit
 def class_columns_kernel(
-    logits_ptr, target_ptr, loss_ptr, stats_ptr, sums_ptr,
+    logits_ptr, target_ptr, sums_ptr,
     # operands, or None
-    log_prior_ptr, importance_ptr, sample_weight_ptr,
+    importance_ptr,
     # shapes
-    num_rows, num_classes, inner,
+    num_rows, num_classes, inner, steps,
     # strides
     sums_step, stride_outer, stride_class, stride_inner,
     ignore_index,
-    PRIOR_CE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    FLAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    y, counts, in_range = _load_target(target_ptr, row, num_rows, num_classes, ignore_index)
-    x_ptr = logits_ptr + _row_offset(row, inner, stride_outer, stride_inner)
-    v = _importance(importance_ptr, y, counts)
-
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
-    others = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, num_classes, COLUMNS):
-        cols = start + tl.arange(0, COLUMNS)
+    """Of some classes and `steps` times ROWS rows: the maximum, the sum of the exponentials below it, each times what
+    its row counts, and of the rows of the class the sum of its logits and their number."""
+    if VEC > 1:
+        stride_inner = stride_inner // VEC * VEC
+        num_classes = num_classes // VEC * VEC
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x_ptr = logits_ptr + (cols.to(tl.int64) * stride_class)[None, :]
+    top = tl.full((COLUMNS,), LOWEST, tl.float32)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    own = tl.zeros((COLUMNS,), tl.float32)
+    count = tl.zeros((COLUMNS,), tl.float32)
+    for step in range(0, steps):
+        row = (tl.program_id(0).to(tl.int64) * steps + step) * ROWS + tl.arange(0, ROWS)
+        y, counts, in_range = load_target(target_ptr, row, row < num_rows, num_classes, ignore_index)
+        v = _importance(importance_ptr, y, counts, in_range)[:, None]
+        offset = _row_offset(row, inner, stride_outer, stride_inner, FLAT)[:, None]
         mask = counts[:, None] & (cols < num_classes)[None, :]
-        x = tl.load(x_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_class, mask=mask, other=0.0).to(tl.float32)
-        x = tl.where((counts & (in_range == 0))[:, None], float("nan"), x)
-        is_target = cols[None, :] == y[:, None]
-        # the rows of each class
-        shown = tl.where(mask, x, float("-inf"))
-        class_top = tl.max(shown, 0)
-        e = tl.where(mask, _exp_below(shown, class_top[None, :]) * v[:, None], 0.0)
-        own = is_target & mask
-        out_ptr = sums_ptr + tl.program_id(0).to(tl.int64) * num_classes + cols
-        tl.store(out_ptr, class_top, mask=cols < num_classes)
-        tl.store(out_ptr + sums_step, tl.sum(e, 0), mask=cols < num_classes)
-        tl.store(out_ptr + 2 * sums_step, tl.sum(tl.where(own, x, 0.0), 0), mask=cols < num_classes)
-        tl.store(out_ptr + 3 * sums_step, tl.sum(own.to(tl.float32), 0), mask=cols < num_classes)
-        # the classes of each row, but for the target's
-        if PRIOR_CE:
-            z = x + _per_class(log_prior_ptr, cols, num_classes)[None, :]
-            z = tl.where(mask & (is_target == 0), z, float("-inf"))
-            new_top = tl.maximum(top, tl.max(z, 1))
-            others = others * _rescale(top, new_top) + tl.sum(_exp(z, _log2_scale(new_top)[:, None]), 1)
-            top = new_top
-
-    loss = tl.zeros((ROWS,), tl.float32)
-    if PRIOR_CE:
-        z_y = tl.load(x_ptr + y.to(tl.int64) * stride_class, mask=counts, other=0.0).to(tl.float32)
-        z_y += tl.load(log_prior_ptr + y)
-        new_top = tl.maximum(top, z_y)
-        e_others = others * _rescale(top, new_top)
-        top2 = new_top * LOG2E
-        e_target = _exp(z_y, top2)
-        total = e_target + e_others
-        below_top = tl.fma(z_y, LOG2E, -top2) * LN2 - log(total)
-        log_p = tl.where(z_y == new_top, -log1p(tl.div_rn(e_others, e_target)), below_top)
-        weight = tl.where(counts, _row_weight(sample_weight_ptr, row, num_rows), 0.0)
-        weight = tl.where(counts & (in_range == 0), float("nan"), weight)
-        loss = tl.where(counts, -weight * log_p, 0.0)
-        stats_ptr = stats_ptr + row
-        tl.store(stats_ptr, tl.where(counts, top2, 0.0), mask=row < num_rows)
-        tl.store(stats_ptr + num_rows, tl.where(counts, tl.div_rn(weight, total), 0.0), mask=row < num_rows)
-        of_target = tl.where(counts, -weight * tl.div_rn(e_others, total), 0.0)
-        tl.store(stats_ptr + num_rows + num_rows, of_target, mask=row < num_rows)
-    bad = counts & (in_range == 0)
-    tl.store(loss_ptr + row, tl.where(bad, float("nan"), loss), mask=row < num_rows)
+        x = tl.load(x_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
+        new_top = tl.maximum(top, tl.max(x, 0))
+        e = _exp_below(x, new_top[None, :]) * v
+        total = total * _exp_below(top, new_top) + tl.sum(e, 0)
+        top = new_top
+        is_target = (cols[None, :] == y[:, None]) & counts[:, None]
+        own += tl.sum(tl.where(is_target, x, 0.0), 0)
+        count += tl.sum(is_target.to(tl.float32), 0)
+    out_ptr = sums_ptr + tl.program_id(0).to(tl.int64) * num_classes + cols
+    mask = cols < num_classes
+    tl.store(out_ptr, top, mask=mask)
+    tl.store(out_ptr + sums_step, total, mask=mask)
+    tl.store(out_ptr + 2 * sums_step, own, mask=mask)
+    tl.store(out_ptr + 3 * sums_step, count, mask=mask)
 
 
 @triton.jit
@@ -113,43 +88,46 @@ def class_columns_backward_kernel(
     # operands, or None
     log_prior_ptr, importance_ptr,
     # shapes
-    num_rows, num_classes, inner,
+    num_rows, num_classes, inner, steps,
     # strides
     stride_outer, stride_class, stride_inner,
     grad_stride_outer, grad_stride_class, grad_stride_inner,
     ignore_index,
-    PRIOR_CE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRIOR_CE: tl.constexpr, FLAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    y, counts, in_range = _load_target(target_ptr, row, num_rows, num_classes, ignore_index)
-    x_ptr = logits_ptr + _row_offset(row, inner, stride_outer, stride_inner)
-    g_ptr = grad_ptr + _row_offset(row, inner, grad_stride_outer, grad_stride_inner)
-    v = _importance(importance_ptr, y, counts)
-    upstream = tl.load(upstream_ptr)
+    if VEC > 1:
+        stride_inner, grad_stride_inner = stride_inner // VEC * VEC, grad_stride_inner // VEC * VEC
+        num_classes = num_classes // VEC * VEC
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x_ptr = logits_ptr + (cols.to(tl.int64) * stride_class)[None, :]
+    g_ptr = grad_ptr + (cols.to(tl.int64) * grad_stride_class)[None, :]
     slope_ptr = factors_ptr + num_classes
     share_ptr = slope_ptr + num_classes
+    upstream = tl.load(upstream_ptr)
+    top = per_class(factors_ptr, cols, num_classes)[None, :]
+    slope = (upstream * per_class(slope_ptr, cols, num_classes))[None, :]
+    share = (upstream * per_class(share_ptr, cols, num_classes))[None, :]
     if PRIOR_CE:
-        factor = tl.load(share_ptr + num_classes)
-        stats_ptr = stats_ptr + row
-        top2 = tl.load(stats_ptr, mask=row < num_rows, other=0.0)
-        other = factor * tl.load(stats_ptr + num_rows, mask=row < num_rows, other=0.0)
-        of_target = factor * tl.load(stats_ptr + num_rows + num_rows, mask=row < num_rows, other=0.0)
-    for start in range(0, num_classes, COLUMNS):
-        cols = start + tl.arange(0, COLUMNS)
-        inside = (row < num_rows)[:, None] & (cols < num_classes)[None, :]
-        mask = inside & counts[:, None]
+        factor = upstream * tl.load(share_ptr + num_classes)
+        bias = per_class(log_prior_ptr, cols, num_classes)[None, :]
+    for step in range(0, steps):
+        row = (tl.program_id(0).to(tl.int64) * steps + step) * ROWS + tl.arange(0, ROWS)
+        here = row < num_rows
+        y, counts, in_range = load_target(target_ptr, row, here, num_classes, ignore_index)
+        v = _importance(importance_ptr, y, counts, in_range)[:, None]
+        inside = here[:, None] & (cols < num_classes)[None, :]
         is_target = cols[None, :] == y[:, None]
-        x = tl.load(x_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_class, mask=mask, other=0.0).to(tl.float32)
-        class_top = _per_class(factors_ptr, cols, num_classes)[None, :]
-        g = v[:, None] * _per_class(slope_ptr, cols, num_classes)[None, :] * _exp_below(x, class_top)
-        g -= tl.where(is_target, _per_class(share_ptr, cols, num_classes)[None, :], 0.0)
+        offset = _row_offset(row, inner, stride_outer, stride_inner, FLAT)[:, None]
+        x = tl.load(x_ptr + offset, mask=inside & counts[:, None], other=0.0).to(tl.float32)
+        g = v * slope * _exp_below(x, top) - tl.where(is_target, share, 0.0)
         if PRIOR_CE:
-            z = x + _per_class(log_prior_ptr, cols, num_classes)[None, :]
-            g += tl.where(is_target, of_target[:, None], _exp(z, top2[:, None]) * other[:, None])
-        g = tl.where((in_range == 0)[:, None], float("nan"), g * upstream)
-        g = tl.where(mask, g, 0.0)
-        out_ptr = g_ptr[:, None] + cols.to(tl.int64)[None, :] * grad_stride_class
-        tl.store(out_ptr, g.to(grad_ptr.dtype.element_ty), mask=inside)
+            top2 = tl.load(stats_ptr + row, mask=here, other=0.0)[:, None]
+            other = (factor * tl.load(stats_ptr + num_rows + row, mask=here, other=0.0))[:, None]
+            of_target = (factor * tl.load(stats_ptr + 2 * num_rows + row, mask=here, other=0.0))[:, None]
+            g += tl.where(is_target, of_target, exp(x + bias, top2) * other)
+        g = tl.where(counts[:, None], g, 0.0)
+        grad_offset = _row_offset(row, inner, grad_stride_outer, grad_stride_inner, FLAT)[:, None]
+        tl.store(g_ptr + grad_offset, g.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
 # ---- the operators -------------------------------------------------------------------------------------------------
@@ -159,36 +137,60 @@ def _constants(prior: torch.Tensor, estimator: str) -> tuple[torch.Tensor, torch
     return prior.log().float(), importance
 
 
+def _run(kernel, tensors: list[torch.Tensor], pre: tuple, post: tuple, ignore_index: int, **constants) -> None:
+    """`pre`: arguments before the shapes; `post`: between those and the strides."""
+    shape, strides, tile = _plan(tensors)
+    outer, classes, inner = shape
+    if outer * inner:
+        rows.run(
+            kernel, (tile.programs, launch.cdiv(classes, tile.columns)), tensors[0].device,
+            *pre, outer * inner, classes, inner, tile.steps, *post,
+            *[step for each in strides for step in each], ignore_index,
+            FLAT=outer == 1, ROWS=tile.rows, COLUMNS=tile.columns, VEC=tile.vector, num_warps=tile.warps,
+            **constants,
+        )  # fmt: skip
+
+
 def class_columns_statistics(logits, target, operands, numbers, ignore_index, estimator):
-    if logits.dtype == torch.float64:
-        raise TypeError("expected logits of dtype float32, bfloat16 or float16 in a Triton kernel, but got float64")
     prior, sample_weight, _ = operands
-    rows = softmax_rows._as_rows(logits)
-    num_rows, num_classes, inner = softmax_rows._shape(rows)
-    programs = triton.cdiv(num_rows, softmax_rows._tile(num_rows, num_classes, ROW_RANGE)[0])
-    stats = logits.new_zeros((NUM_ROW_STATS, num_rows), dtype=torch.float32)
-    losses = logits.new_empty(num_rows, dtype=torch.float32)
-    sums = logits.new_empty((NUM_COLUMN_STATS, programs, num_classes), dtype=torch.float32)
-    softmax_rows._launch(
-        class_columns_kernel, rows,
-        rows, target.contiguous(), losses, stats, sums, *_constants(prior, estimator), sample_weight,
-        num_rows, num_classes, inner, sums.stride(0), *rows.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]), row_range=ROW_RANGE,
-    )  # fmt: skip
+    log_prior, importance = _constants(prior, estimator)
     counts = target != ignore_index
     weights = counts if sample_weight is None else torch.where(counts, sample_weight, 0)
-    totals = torch.stack([losses.sum(dtype=torch.float64), weights.sum(dtype=torch.float64)])
+    if numbers[0]:
+        of_rows = None, sample_weight, None, log_prior, None, None, None
+        args = logits, target, of_rows, [0.0, 0.0], ignore_index, REDUCTIONS["sum"], "focal", False
+        loss, stats = softmax_rows.softmax_rows(*args)
+        stats = stats[:, :-1].contiguous()
+    else:
+        rows.check_dtype(logits)
+        loss = logits.new_zeros((), dtype=torch.float32)
+        stats = logits.new_zeros((NUM_ROW_STATS, target.numel()), dtype=torch.float32)
+    totals = torch.stack([loss.double(), weights.sum(dtype=torch.float64)])
+
+    x, target = rows.as_rows(logits), target.contiguous()
+    num_classes = x.shape[1]
+    programs = _plan([x])[2].programs if x.numel() else 0
+    sums = logits.new_empty((NUM_COLUMN_STATS, programs, num_classes), dtype=torch.float32)
+    _run(class_columns_kernel, [x], (x, target, sums, importance), (sums.stride(0),), ignore_index)
     tops, totals_below, own, count = sums
-    top = tops.amax(0) if programs else tops.new_full((num_classes,), -torch.inf)
-    scale = (tops - torch.where(top == -torch.inf, 0, top)).exp()
-    columns = [top.double(), *((part.double()).sum(0) for part in (totals_below * scale, own, count))]
-    return stats, torch.stack(columns), totals
+    top = tops.amax(0) if len(tops) else tops.new_full((num_classes,), LOWEST.value)
+    below = totals_below * (tops - top).exp()
+    columns = [part.double().sum(0) for part in (below, own, count)]
+    top = torch.where(top == LOWEST.value, -torch.inf, top).double()
+    return stats, torch.stack([top, *columns]), totals
+
+
+def _plan(tensors: list[torch.Tensor]) -> tuple[launch.Shape, tuple[launch.Strides, ...], launch.Columns]:
+    shape, strides = launch.merged(rows.geometry(tensors[0])[0], tuple(rows.geometry(tensor)[1] for tensor in tensors))
+    aligned = all(tensor.data_ptr() % launch.VECTOR == 0 for tensor in tensors)
+    layout = launch.layout(shape, strides, tuple(tensor.element_size() for tensor in tensors), aligned)
+    return shape, strides, launch.columns(layout, launch.processors(tensors[0].device))
 
 
 def class_columns(logits, target, operands, numbers, ignore_index, reduction, estimator, keep_grad):
-    rows, columns, totals = class_columns_statistics(logits, target, operands, numbers, ignore_index, estimator)
+    of_rows, columns, totals = class_columns_statistics(logits, target, operands, numbers, ignore_index, estimator)
     loss, factors = reference.finish_columns(columns, totals, operands, numbers, reduction, estimator)
-    loss, kept = loss.float(), torch.cat([rows.flatten(), factors.float()])
+    loss, kept = loss.float(), torch.cat([of_rows.flatten(), factors.float()])
     if not keep_grad:
         return loss, kept
     args = logits, target, kept, operands, numbers, ignore_index, estimator
@@ -196,15 +198,10 @@ def class_columns(logits, target, operands, numbers, ignore_index, reduction, es
 
 
 def class_columns_backward(grad_output, logits, target, kept, operands, numbers, ignore_index, estimator):
-    rows = softmax_rows._as_rows(logits)
-    num_rows, num_classes, inner = softmax_rows._shape(rows)
-    grad = torch.empty_like(logits)
-    grad_rows = softmax_rows._as_rows(grad)
+    x, grad = rows.as_rows(logits), torch.empty_like(logits)
+    grad_rows = rows.as_rows(grad)
+    num_rows, num_classes = target.numel(), x.shape[1]
     stats, factors = kept.split([NUM_ROW_STATS * num_rows, NUM_COLUMN_FACTORS * num_classes + 1])
-    softmax_rows._launch(
-        class_columns_backward_kernel, rows,
-        rows, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator),
-        num_rows, num_classes, inner, *rows.stride(), *grad_rows.stride(), ignore_index,
-        PRIOR_CE=bool(numbers[0]), row_range=ROW_RANGE,
-    )  # fmt: skip
-    return softmax_rows._filled(grad, grad_rows)
+    pre = x, target.contiguous(), stats, factors, grad_output.float(), grad_rows, *_constants(operands[0], estimator)
+    _run(class_columns_backward_kernel, [x, grad_rows], pre, (), ignore_index, PRIOR_CE=bool(numbers[0]))
+    return rows.filled(grad, grad_rows)

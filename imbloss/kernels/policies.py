@@ -39,8 +39,21 @@ def log(x):
 @triton.jit
 def log1p(x):
     """log(1 + x) for x >= 0."""
+    return log(1.0 + x) + log1p_tail(x)
+
+
+@triton.jit
+def log1p_tail(x):
+    """What 1 + x rounds away of log(1 + x); a division that is not exact will do."""
     s = 1.0 + x
-    return log(s) + tl.div_rn(x - (s - 1.0), s)  # the last term is what 1 + x rounded away
+    return (x - (s - 1.0)) / s
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x for an x that is neither tiny nor huge: one step of Newton's on a division that is good for 2 ulp."""
+    y = 1.0 / x
+    return tl.fma(y, tl.fma(-x, y, 1.0), y)
 
 
 @triton.jit
@@ -99,8 +112,9 @@ def sigmoid(x):
     """log p, log q, p, q, each to full relative precision: p = sigmoid(x), q = 1 - p."""
     magnitude = tl.abs(x)
     e = tl.exp2(magnitude * -LOG2E)
-    rest = log1p(e)
-    larger = tl.div_rn(1.0, 1.0 + e)
+    s = 1.0 + e
+    larger = reciprocal(s)
+    rest = log(s) + (e - (s - 1.0)) * larger
     smaller = e * larger
     negative = x < 0.0
     log_p = tl.where(negative, -(magnitude + rest), -rest)

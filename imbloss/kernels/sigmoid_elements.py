@@ -1,7 +1,9 @@
 """Sigmoid losses of elements (docs/math.md, section 5) in Triton: the walk over logits and targets of any strides.
 What a value and a slope are is the policy's business.
 
-The functions at the end are the operators of imbloss/_ops.py.
+Elements are rows and columns of a tile. What differs by class stands in columns where these are the classes, else a row
+has one class; without any such thing and gaps in memory, all elements are one row. The functions at the end are the
+operators of imbloss/_ops.py.
 """
 
 import math
@@ -13,14 +15,28 @@ import triton.language as tl
 from torch import Tensor
 
 from imbloss._ops import ELEMENT_OPERANDS, REDUCTIONS
+from imbloss.kernels import launch, rows
 from imbloss.kernels.policies import ELEMENT_POLICIES, sigmoid
-
-TILE = 1024  # elements a program holds
 
 
 @triton.jit
-def _offset(row, cls, inner, stride_outer, stride_class, stride_inner):
-    return row * stride_outer + cls * stride_class + inner * stride_inner
+def _place(outer, cls, k, stride_outer, stride_class, stride_inner):
+    return (outer * stride_outer + cls * stride_class)[:, None] + k * stride_inner
+
+
+@triton.jit
+def _load(ptr, mask, FULL: tl.constexpr):
+    return tl.load(ptr) if FULL else tl.load(ptr, mask=mask, other=0)
+
+
+@triton.jit
+def _of_class(ptr, cls, k, here, inside, IN_COLUMNS: tl.constexpr):
+    """A number of each class, for a tile."""
+    if IN_COLUMNS:
+        value = tl.load(ptr + k, mask=inside, other=0.0)
+    else:
+        value = tl.load(ptr + cls, mask=here, other=0.0)[:, None]
+    return value
 
 
 @triton.jit
@@ -31,7 +47,7 @@ def sigmoid_elements_kernel(
     # per class, or None
     positives_ptr, negatives_ptr, pos_weights_ptr, gammas_ptr,
     # shapes
-    count, num_classes, num_inner,
+    num_rows, num_columns, row_classes, num_classes,
     # strides
     stride_outer, stride_class, stride_inner,
     target_stride_outer, target_stride_class, target_stride_inner,
@@ -40,71 +56,84 @@ def sigmoid_elements_kernel(
     out_stride_outer, out_stride_class, out_stride_inner,
     positive, negative, pos_weight, gamma, policy_args, ignore_index,
     HARD: tl.constexpr, SOFT: tl.constexpr, WHOLE: tl.constexpr,
-    BY_CLASS: tl.constexpr, REDUCED: tl.constexpr, BLOCK: tl.constexpr,
+    BY_CLASS: tl.constexpr, IN_COLUMNS: tl.constexpr, REDUCED: tl.constexpr, ONE_UPSTREAM: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Either loss_ptr or grad_ptr is None; SOFT is None where targets are not floating."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < count
-    inner = i % num_inner
-    cls = i // num_inner % num_classes
-    row = i // num_inner // num_classes
-    x = tl.load(
-        logits_ptr + _offset(row, cls, inner, stride_outer, stride_class, stride_inner), mask=mask, other=0.0
-    ).to(tl.float32)
-    target = tl.load(
-        target_ptr + _offset(row, cls, inner, target_stride_outer, target_stride_class, target_stride_inner),
-        mask=mask, other=0,
-    )  # fmt: skip
+    """Either loss_ptr or grad_ptr is None; SOFT is None where targets are not floating.
+
+    row_classes: how many classes the rows are of, one after the other; 1 where classes are columns or none. FULL: no
+    tile has elements that are not there.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    k = (tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    here, inside = row < num_rows, k < num_columns
+    mask = here[:, None] & inside
+    outer, cls = row // row_classes, row % row_classes
+    x = _load(logits_ptr + _place(outer, cls, k, stride_outer, stride_class, stride_inner), mask, FULL).to(tl.float32)
+    target_place = _place(outer, cls, k, target_stride_outer, target_stride_class, target_stride_inner)
+    target = _load(target_ptr + target_place, mask, FULL)
     counts = mask & (target != ignore_index)
     x = tl.where(counts, x, 0.0)  # 0 whatever an ignored element's logit is
-    bad = counts & (counts == 0)
     if BY_CLASS:
         bad = counts & ((target < -1) | (target > num_classes))
-        t = tl.where(target == cls, 1.0, 0.0)
+        is_one = target == (k if IN_COLUMNS else cls[:, None])
     elif SOFT is None:
-        bad = counts & (target != 0) & (target != 1)
-        t = tl.where(target == 1, 1.0, 0.0)
+        bad = counts & ((target >> 1) != 0)
+        is_one = (target.to(tl.int32) & 1) != 0
     else:
         t = tl.where(counts, target.to(tl.float32), 0.0)
+        is_one = t == 1.0
 
     if positives_ptr is not None:
-        positive = tl.load(positives_ptr + cls, mask=mask, other=0.0)
-        negative = tl.load(negatives_ptr + cls, mask=mask, other=0.0)
-        pos_weight = tl.load(pos_weights_ptr + cls, mask=mask, other=0.0)
+        positive = _of_class(positives_ptr, cls, k, here, inside, IN_COLUMNS)
+        negative = _of_class(negatives_ptr, cls, k, here, inside, IN_COLUMNS)
+        pos_weight = _of_class(pos_weights_ptr, cls, k, here, inside, IN_COLUMNS)
     if gammas_ptr is not None:
-        gamma = tl.load(gammas_ptr + cls, mask=mask, other=0.0)
+        gamma = _of_class(gammas_ptr, cls, k, here, inside, IN_COLUMNS)
 
-    is_one = t == 1.0
     log_p, log_q, p, q = sigmoid(tl.where(is_one, x, -x))
     value, slope = HARD(log_p, log_q, p, q, is_one, gamma, policy_args, WHOLE)
-    value = tl.where(is_one, pos_weight * value, value)
-    slope = tl.where(is_one, pos_weight * slope, -slope)
-    factor = t * positive + (1.0 - t) * negative
-    if SOFT is not None:
+    if SOFT is None:
+        factor = tl.where(is_one, pos_weight * positive, negative)
+        slope = tl.where(is_one, slope, -slope)
+    else:
+        value = tl.where(is_one, pos_weight * value, value)
+        slope = tl.where(is_one, pos_weight * slope, -slope)
+        factor = t * positive + (1.0 - t) * negative
         between = (t != 0.0) & (t != 1.0)
         log_p, log_q, p, q = sigmoid(x)
         soft_value, soft_slope = SOFT(log_p, log_q, p, q, t, pos_weight, gamma, policy_args, WHOLE)
         value = tl.where(between, soft_value, value)
         slope = tl.where(between, soft_slope, slope)
     if weight_ptr is not None:
-        offset = _offset(row, cls, inner, weight_stride_outer, weight_stride_class, weight_stride_inner)
-        factor = factor * tl.load(weight_ptr + offset, mask=mask, other=0.0)
-    factor = tl.where(bad, float("nan"), factor)
+        place = _place(outer, cls, k, weight_stride_outer, weight_stride_class, weight_stride_inner)
+        factor = factor * _load(weight_ptr + place, mask, FULL)
+    if SOFT is None:
+        factor = tl.where(bad, float("nan"), factor)
 
-    out = _offset(row, cls, inner, out_stride_outer, out_stride_class, out_stride_inner)
+    out = _place(outer, cls, k, out_stride_outer, out_stride_class, out_stride_inner)
     if loss_ptr is not None:
         value = tl.where(counts, value * factor, 0.0)
         if REDUCED:
-            tl.store(loss_ptr + tl.program_id(0), tl.sum(value, 0))
+            program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+            tl.store(loss_ptr + program, tl.sum(tl.sum(value, 1), 0))
+        elif FULL:
+            tl.store(loss_ptr + out, value)
         else:
             tl.store(loss_ptr + out, value, mask=mask)
     if grad_ptr is not None:
-        offset = _offset(row, cls, inner, upstream_stride_outer, upstream_stride_class, upstream_stride_inner)
-        upstream = tl.load(upstream_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        if ONE_UPSTREAM:
+            upstream = tl.load(upstream_ptr).to(tl.float32)
+        else:
+            place = _place(outer, cls, k, upstream_stride_outer, upstream_stride_class, upstream_stride_inner)
+            upstream = _load(upstream_ptr + place, mask, FULL).to(tl.float32)
         if divisor_ptr is not None:
-            upstream = tl.div_rn(upstream, tl.load(divisor_ptr).to(tl.float32))
-        grad = tl.where(counts, slope * factor * upstream, 0.0)
-        tl.store(grad_ptr + out, grad.to(grad_ptr.dtype.element_ty), mask=mask)
+            upstream = upstream * tl.div_rn(1.0, tl.load(divisor_ptr).to(tl.float32))
+        grad = tl.where(counts, slope * factor * upstream, 0.0).to(grad_ptr.dtype.element_ty)
+        if FULL:
+            tl.store(grad_ptr + out, grad)
+        else:
+            tl.store(grad_ptr + out, grad, mask=mask)
 
 
 # ---- the operators -------------------------------------------------------------------------------------------------
@@ -114,16 +143,9 @@ def _as_elements(tensor: Tensor) -> Tensor:
     return tensor.reshape(n, classes, math.prod(inner))
 
 
-def _block(logits: Tensor) -> int:
-    return min(TILE, triton.next_power_of_2(max(logits.numel(), 1)))
-
-
-def _launch(kernel, logits: Tensor, *args, **constants) -> None:
-    count, block = logits.numel(), _block(logits)
-    if count == 0:
-        return
-    with torch.accelerator.device_index(None if logits.is_cpu else logits.device.index):
-        kernel[triton.cdiv(count, block),](*args, BLOCK=block, **constants)
+def _strides(tensor: Tensor | None) -> tuple[int, int, int]:
+    """A tensor of one number stands for as many as there are elements."""
+    return (0, 0, 0) if tensor is None or tensor.dim() == 0 else tensor.stride()
 
 
 def _elements(
@@ -137,14 +159,14 @@ def _elements(
     ignore_index: int,
     reduction: int,
     policy: str,
-) -> Tensor | None:
-    """Fills in losses, one an element or one a program, or the gradient; returns the divisor of "mean"."""
-    if logits.dtype == torch.float64:
-        raise TypeError("expected logits of dtype float32, bfloat16 or float16 in a Triton kernel, but got float64")
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fills in losses, one an element, or the gradient; returns the sums of programs where neither is given, and the
+    divisor of "mean"."""
+    rows.check_dtype(logits)
     weight, pos_weights, alphas, gammas, normalizer = operands or [None] * len(ELEMENT_OPERANDS)
     gamma, alpha, pos_weight, *params = numbers
-    rows = _as_elements(logits)
-    n, classes, inner = rows.shape
+    x = _as_elements(logits)
+    n, classes, inner = x.shape
     by_class = target.shape != logits.shape
     divisor = None
     if reduction == REDUCTIONS["mean"]:
@@ -162,27 +184,29 @@ def _elements(
         pos_weights = ones * (pos_weight if pos_weights is None else pos_weights)
     weights = None if weight is None or per_class else _as_elements(weight)
 
-    def strides(tensor: Tensor | None) -> tuple[int, ...]:
-        return (0, 0, 0) if tensor is None else tensor.stride()
-
     target = target.view(torch.uint8) if target.dtype == torch.bool else target
     targets = target.reshape(n, 1, inner) if by_class else _as_elements(target)
-    target_strides = (targets.stride(0), 0 if by_class else targets.stride(1), targets.stride(2))
+    of_target = (targets.stride(0), 0 if by_class else targets.stride(1), targets.stride(2))
     upstream = None if grad_output is None else _as_elements(grad_output) if grad_output.dim() else grad_output
+    reduced = loss is None and grad is None
     out = grad if grad is not None else loss
+    strides = [_strides(x), of_target, _strides(weights), _strides(upstream), _strides(out)]
+    tile = launch.elements((n, classes, inner), tuple(strides), by_class or positives is not None or gammas is not None)
+    if reduced:
+        loss = logits.new_empty(math.prod(tile.grid), dtype=torch.float32)
     hard, soft = ELEMENT_POLICIES[policy]
-    _launch(
-        sigmoid_elements_kernel, rows,
-        rows, targets, loss, upstream, grad, divisor, weights, positives, negatives, pos_weights, gammas,
-        rows.numel(), classes, inner, *rows.stride(), *target_strides, *strides(weights),
-        *(strides(upstream) if upstream is not None and upstream.dim() else (0, 0, 0)),
-        *(strides(out) if out is not None and out.dim() == 3 else (0, 0, 0)),
-        positive, negative, pos_weight, gamma, tuple(params) or (0.0,), ignore_index,
-        HARD=hard, SOFT=soft if target.is_floating_point() else None,
-        WHOLE=int(gamma) if gammas is None and gamma in (0, 1, 2, 3) else -1, BY_CLASS=by_class,
-        REDUCED=loss is not None and loss.dim() == 1,
-    )  # fmt: skip
-    return divisor
+    if logits.numel():
+        rows.run(
+            sigmoid_elements_kernel, tile.grid, logits.device,
+            x, targets, loss, upstream, grad, divisor, weights, positives, negatives, pos_weights, gammas,
+            *tile.shape, tile.row_classes, classes, *[step for each in tile.strides for step in each],
+            positive, negative, pos_weight, gamma, tuple(params) or (0.0,), ignore_index,
+            HARD=hard, SOFT=soft if target.is_floating_point() else None, WHOLE=rows.whole(gamma, gammas),
+            BY_CLASS=by_class, IN_COLUMNS=tile.in_columns, REDUCED=reduced,
+            ONE_UPSTREAM=upstream is not None and upstream.dim() == 0,
+            ROWS=tile.rows, COLUMNS=tile.columns, FULL=tile.full,
+        )  # fmt: skip
+    return loss, divisor
 
 
 def sigmoid_elements(logits, target, operands, numbers, ignore_index, reduction, policy, keep_grad):
@@ -191,21 +215,15 @@ def sigmoid_elements(logits, target, operands, numbers, ignore_index, reduction,
         loss = torch.empty_like(logits, dtype=torch.float32)
         losses = _as_elements(loss)
         _elements(losses, None, None, *args)
-        loss = _filled(loss, losses)
+        loss = rows.filled(loss, losses)
     else:
-        losses = logits.new_empty(triton.cdiv(logits.numel(), _block(logits)), dtype=torch.float32)
-        divisor = _elements(losses, None, None, *args)
-        loss = losses.sum() if divisor is None else losses.sum() / divisor
+        sums, divisor = _elements(None, None, None, *args)
+        loss = sums.sum() if divisor is None else sums.sum() / divisor
     return loss, sigmoid_elements_backward(torch.ones_like(loss), *args) if keep_grad else logits.new_empty(0)
 
 
 def sigmoid_elements_backward(grad_output, logits, *args):
     grad = torch.empty_like(logits)
-    rows = _as_elements(grad)
-    _elements(None, rows, grad_output, logits, *args)
-    return _filled(grad, rows)
-
-
-def _filled(tensor: Tensor, rows: Tensor) -> Tensor:
-    """The tensor whose elements were written, be they a view of it or not."""
-    return tensor if rows.data_ptr() == tensor.data_ptr() else tensor.copy_(rows.view(tensor.shape))
+    elements = _as_elements(grad)
+    _elements(None, elements, grad_output, logits, *args)
+    return rows.filled(grad, elements)
