@@ -279,8 +279,9 @@ class Traversal:
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]  # (logits, target, operands, *options, keep_grad) -> loss, kept
-    # of the operator and (grad_output, kept, logits, target, operands, *options) -> gradient
-    backward: functools.partial[Tensor]
+    backward_operator: Callable[..., Tensor]
+    # its call: (operator, grad_output, kept, logits, target, operands, *options) -> gradient
+    call_backward: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     keeps: bool  # whether the backward needs what the forward kept
     # (logits, target, operands, *options) -> loss, with the gradient in the logits; None where no loss offers that
@@ -290,7 +291,8 @@ class Traversal:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eager", getattr(self.forward, "_op", self.forward))
-        function = recomputed(self.forward, self.backward, self.reference_gradient)
+        operator, call = self.backward_operator, self.call_backward
+        function = recomputed(self.forward, lambda *args: call(operator, *args), self.reference_gradient)
         object.__setattr__(self, "_recomputed", function)
 
     def __call__(
@@ -327,7 +329,10 @@ class Traversal:
 
     @functools.cached_property
     def launch_backward(self) -> Callable[..., Tensor]:
-        return functools.partial(self.backward.func, _launch(_name(self.backward.args[0])))
+        return functools.partial(self.call_backward, _launch(_name(self.backward_operator)))
+
+    def backward(self, *args) -> Tensor:
+        return self.call_backward(self.backward_operator, *args)
 
     def gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
         """By the kernels, from nothing kept."""
@@ -509,11 +514,9 @@ def _of_nothing_kept(operator, grad_output, _, *args):
 
 softmax_rows = Traversal(
     forward=torch.ops.imbloss.softmax_rows.default,
-    backward=functools.partial(
-        lambda operator, grad_output, stats, logits, target, operands, numbers, ignore_index, *_: operator(
-            grad_output, logits, target, stats, operands, ignore_index
-        ),
-        torch.ops.imbloss.softmax_rows_backward.default,
+    backward_operator=torch.ops.imbloss.softmax_rows_backward.default,
+    call_backward=lambda operator, grad_output, stats, logits, target, operands, numbers, ignore_index, *_: operator(
+        grad_output, logits, target, stats, operands, ignore_index
     ),
     reference=reference.softmax_rows,
     keeps=True,
@@ -521,25 +524,25 @@ softmax_rows = Traversal(
 )
 softmax_soft_rows = Traversal(
     forward=torch.ops.imbloss.softmax_soft_rows.default,
-    backward=functools.partial(_of_nothing_kept, torch.ops.imbloss.softmax_soft_rows_backward.default),
+    backward_operator=torch.ops.imbloss.softmax_soft_rows_backward.default,
+    call_backward=_of_nothing_kept,
     reference=reference.softmax_soft_rows,
     keeps=False,
     in_place=torch.ops.imbloss.softmax_soft_rows_.default,
 )
 class_columns = Traversal(
     forward=torch.ops.imbloss.class_columns.default,
-    backward=functools.partial(
-        lambda operator, grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: operator(
-            grad_output, logits, target, kept, operands, numbers, ignore_index, estimator
-        ),
-        torch.ops.imbloss.class_columns_backward.default,
+    backward_operator=torch.ops.imbloss.class_columns_backward.default,
+    call_backward=lambda operator, grad_output, kept, logits, target, operands, numbers, ignore_index, _, estimator: (
+        operator(grad_output, logits, target, kept, operands, numbers, ignore_index, estimator)
     ),
     reference=reference.class_columns,
     keeps=True,
 )
 sigmoid_elements = Traversal(
     forward=torch.ops.imbloss.sigmoid_elements.default,
-    backward=functools.partial(_of_nothing_kept, torch.ops.imbloss.sigmoid_elements_backward.default),
+    backward_operator=torch.ops.imbloss.sigmoid_elements_backward.default,
+    call_backward=_of_nothing_kept,
     reference=reference.sigmoid_elements,
     keeps=False,
 )

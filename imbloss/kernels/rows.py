@@ -137,6 +137,7 @@ def finish_rows(
     ratio = e_others / e_target
     log_total = log(tl.where(leads, 1.0 + ratio, total)) + tl.where(leads, log1p_tail(ratio), 0.0)
     log_p = tl.where(leads, 0.0, tl.fma(z_y, LOG2E, -new_top2) * LN2) - log_total
+    log_p = tl.where(total == 0.0, float("nan"), log_p)  # of a row that is -inf throughout
     if gammas_ptr is not None:
         gamma = tl.load(gammas_ptr + y)
     value, slope = POLICY(log_p, e_target * inverse_total, q, gamma, policy_args, WHOLE)
