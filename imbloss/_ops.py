@@ -316,9 +316,9 @@ class Traversal:
             return InPlace.apply(logits, (self, target, operands, options))
         # tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)
         watched = torch.compiler.is_compiling() or _num_dispatch_modes() > 0 or _saved_tensors_hooks(False)
-        if kernels == "triton" and not watched:  # whether the upstream gradient is 1 would have to be waited for
+        if kernels == "triton" and not watched and type(logits) in _PLAIN and not logits.is_meta:
             return _with_statistics(logits, (self, target, operands, options))
-        if watched or not reduced:
+        if watched or not reduced or kernels == "triton":  # whether the upstream gradient is 1 would be waited for
             return self._recomputed(logits, target, len(operands), *operands, *options)
         return _with_grad(logits, ((self, options), target, operands))
 
@@ -350,6 +350,7 @@ def _name(operator) -> str:
     return operator._schema.name.removeprefix("imbloss::")
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)  # and no subclass, which may be fake
 # torch.func's transforms; tracing; checkpointing; the older vmap of is_grads_batched
 _is_transformed = torch._C._are_functorch_transforms_active
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
