@@ -24,6 +24,7 @@ WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitializ
 # More flags for compiler and linker, those of the sanitizers for instance: see "sanitize" in the Makefile.
 EXTRA = os.environ.get("IMBLOSS_CXXFLAGS", "").split()
 HEADERS = [
+    "memory.h",
     "simd.h",
     "vmath.h",
     "policies.h",

@@ -4,10 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -17,10 +13,17 @@
 #include <vector>
 
 #include "class_columns.h"
+#include "memory.h"
 #include "sigmoid_elements.h"
 #include "softmax_packed_rows.h"
 #include "softmax_rows.h"
 #include "softmax_soft_rows.h"
+
+// Of torch 2.11; the target is 2.10.
+extern "C" __attribute__((weak)) AOTITorchError
+torch_from_blob(void* data, int64_t dim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+                int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* tensor, int32_t layout,
+                const uint8_t* metadata, int64_t metadata_size, void (*deleter)(void* data, void* of), void* of);
 
 namespace imbloss {
 namespace {
@@ -124,33 +127,25 @@ Tensor empty_strided(IntHeaderOnlyArrayRef sizes, const int64_t* strides, Scalar
   return Tensor(handle);
 }
 
-constexpr int64_t kHugePage = 2 << 20, kManyBytes = 4 << 20;
+Pool pool;
 
-void advise_huge_pages(void* memory, int64_t bytes) {
-#if defined(__linux__)
-  madvise(memory, bytes, MADV_HUGEPAGE);  // where it fails, pages are small
-#endif
-}
-
-// The same in huge pages, where the system has them to ask for: the faults of small ones cost more than what a kernel
-// writes into them. The memory begins where a huge page does, else its edges would be of small pages.
-Tensor empty_in_huge_pages(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype, int64_t elements) {
-  const int64_t element = bytes_of(dtype), all[] = {elements + kHugePage / element}, step = 1;
-  Tensor memory = empty_strided({all, 1}, &step, dtype);
-  const auto start = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr()),
-             aligned = (start + kHugePage - 1) & -kHugePage;
-  advise_huge_pages(reinterpret_cast<void*>(aligned), elements * element);
+// Of a kept block, or of new huge pages; torch's own memory before 2.11, which has no torch_from_blob.
+Tensor empty_large(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype, int64_t bytes) {
+  Block* block = torch_from_blob ? pool.take(bytes) : nullptr;
+  if (!block) return empty_strided(sizes, strides, dtype);
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), sizes.size(), sizes.data(), strides,
-                                                               (aligned - start) / element, &handle));
+  const auto error = torch_from_blob(
+      block->data, sizes.size(), sizes.data(), strides, 0, shim_dtype(dtype), aoti_torch_device_type_cpu(), -1, &handle,
+      aoti_torch_layout_strided(), nullptr, 0, [](void*, void* of) { pool.give_back(static_cast<Block*>(of)); }, block);
+  STABLE_TORCH_ERROR_CODE_CHECK(error);
   return Tensor(handle);
 }
 
 Tensor new_tensor(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype) {
   int64_t elements = 1;  // of dense tensors, the only ones made here
   for (int64_t size : sizes) elements *= size;
-  Tensor tensor = elements * bytes_of(dtype) < kManyBytes ? empty_strided(sizes, strides, dtype)
-                                                          : empty_in_huge_pages(sizes, strides, dtype, elements);
+  const int64_t bytes = elements * bytes_of(dtype);
+  Tensor tensor = bytes < kManyBytes ? empty_strided(sizes, strides, dtype) : empty_large(sizes, strides, dtype, bytes);
   if (fill_new_tensors) torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
   return tensor;
 }
@@ -1055,6 +1050,8 @@ Tensor sigmoid_elements_backward_op(Tensor upstream, Tensor logits, Tensor targe
 }  // namespace
 
 void set_fill_new_tensors(bool fill) { fill_new_tensors = fill; }
+void keep_at_most(size_t bytes) { pool.keep_at_most(bytes); }
+size_t kept() { return pool.kept(); }
 
 }  // namespace imbloss
 

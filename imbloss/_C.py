@@ -5,6 +5,7 @@ the next one down. Without any, imbloss computes in plain PyTorch and says why, 
 """
 
 import importlib
+import os
 import warnings
 
 import torch
@@ -30,7 +31,17 @@ def _load():
     return None
 
 
+def _keep(module) -> None:
+    """IMBLOSS_KEEP_MB: how much memory of freed gradients may wait for the next ones, by default 1024 MB."""
+    megabytes = os.environ.get("IMBLOSS_KEEP_MB", "1024")
+    if not megabytes.isdecimal():
+        raise ValueError(f"expected IMBLOSS_KEEP_MB to be a whole number >= 0, but got {megabytes!r}")
+    module.keep_at_most(int(megabytes) << 20)
+
+
 _module = _load()
+if _module is not None:
+    _keep(_module)
 
 
 def loaded() -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -554,3 +555,69 @@ def test_large_gradients_lie_in_huge_pages():
     x, y = torch.randn(1100, 1000, requires_grad=True), torch.randint(0, 1000, (1100,))
     imbloss.focal_loss(x, y).backward()
     assert x.grad.data_ptr() % (2 << 20) == 0 and x.grad.is_contiguous()
+
+
+@pytest.fixture
+def kept():
+    """Bytes that are kept; nothing at first, and with the usual limit."""
+    _C._keep(_C._module)
+    yield _C._module.kept
+    _C._keep(_C._module)
+
+
+def gradient(rows):
+    x = torch.randn(rows, 1000, requires_grad=True)
+    imbloss.focal_loss(x, torch.randint(0, 1000, (rows,))).backward()
+    return x.grad
+
+
+def test_the_memory_of_a_freed_gradient_serves_the_next(kept):
+    first = gradient(1100)
+    address = first.data_ptr()
+    assert kept() == 0
+    del first
+    assert kept() == 3 * (2 << 20)  # 4.4 MB in huge pages
+    torch.manual_seed(0)
+    second = gradient(1099)
+    assert second.data_ptr() == address and kept() == 0
+    torch.manual_seed(0)
+    third = gradient(1099)  # of the same numbers, elsewhere
+    assert third.data_ptr() != address and torch.equal(second, third)
+    larger = gradient(3000)
+    del second, third, larger
+    assert gradient(3000).shape == (3000, 1000)
+
+
+def test_little_is_kept(kept):
+    gradients = [gradient(1100) for _ in range(5)]
+    gradients.clear()
+    assert kept() == 2 * 3 * (2 << 20)  # of two
+    gradient(9000)
+    assert kept() <= (3 + 18) * (2 << 20)
+    _C._module.keep_at_most(2**23)
+    assert kept() == 0
+    gradient(3000)  # 12 MB
+    assert kept() == 0
+    gradients = [gradient(1100) for _ in range(2)]
+    gradients.clear()
+    assert kept() == 3 * (2 << 20)
+
+
+def test_views_and_storages_of_large_gradients(kept):
+    whole = gradient(1100)
+    part = whole[5:7].clone(), whole[5:7]
+    del whole
+    assert kept() == 0 and torch.equal(*part)
+    copied = pickle.loads(pickle.dumps(gradient(1100)))
+    assert copied.shape == (1100, 1000) and copied.isfinite().all()
+
+
+def test_the_limit_is_read_from_the_environment():
+    code = (
+        "import torch, imbloss; from imbloss import _C; x = torch.zeros(1100, 1000, requires_grad=True); "
+        "imbloss.focal_loss(x, torch.zeros(1100).long()).backward(); del x; print(_C._module.kept())"
+    )
+    assert python(code, IMBLOSS_KEEP_MB="0").stdout.strip() == "0"
+    assert python(code).stdout.strip() == str(3 * (2 << 20))
+    message = python("import imbloss", IMBLOSS_KEEP_MB="some").stderr
+    assert "expected IMBLOSS_KEEP_MB to be a whole number >= 0, but got 'some'" in message
