@@ -92,6 +92,7 @@ class Check:
     function: str
     keywords: Callable[[Tensor], dict] = lambda counts: {}  # of the training counts
     soft: bool = False  # probabilities as targets
+    of_elements: bool = False  # a target for each logit
 
 
 def softmax_losses() -> list[Check]:
@@ -111,13 +112,25 @@ def softmax_losses() -> list[Check]:
     return found
 
 
+def element_losses() -> list[Check]:
+    """Every public loss of (inputs, targets); quality focal loss's targets are no classes."""
+    names = [name for name in imbloss.__all__ if inspect.isfunction(getattr(imbloss, name))]
+    found = [n for n in names if list(inspect.signature(getattr(imbloss, n)).parameters)[:2] == ["inputs", "targets"]]
+    return [
+        Check(name, lambda counts: {"reduction": "mean"}, soft=name.startswith("quality"), of_elements=True)
+        for name in found
+    ]
+
+
 CHECKS = (
     *softmax_losses(),
+    *element_losses(),
     Check("cross_entropy", lambda counts: {"label_smoothing": 0.1, "weight": counts / counts.mean()}),
     Check("focal_loss", lambda counts: {"gamma": 0.5, "weight": counts / counts.mean()}),
     Check("focal_loss", lambda counts: {"gamma": 1.5}, soft=True),
 )
 SHAPES = ((65, 2), (33, 10), (17, 37), (9, 100), (5, 1203), (2, 7, 5, 9))
+POINTS, NEIGHBOURS = ((65, 1), (300, 33), (700, 128)), 5  # (n, d), and how many of each
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STEPS = 64  # of the dtype's eps, relative to the largest element: float32 in plain PyTorch needs 20, a defect has more
 
@@ -154,9 +167,11 @@ def parity(device: str = "cpu", checks: Iterable[Check] = CHECKS) -> list[Result
         logits = 3 * torch.randn(shape, generator=generator)
         target = torch.randint(classes, rows, generator=generator)
         shares = torch.randn(shape, generator=generator).softmax(1)
+        marks = (shares > 1.5 / classes).long()
         for check in checks:
+            targets = shares if check.soft else marks if check.of_elements else target
             for dtype in DTYPES:
-                result = _compare(check, logits.to(dtype), shares if check.soft else target, counts, device)
+                result = _compare(check, logits.to(dtype), targets, counts, device)
                 results.append(Result(check.function, str(dtype).removeprefix("torch."), shape, *result))
     return results
 
@@ -179,6 +194,27 @@ def _compare(check: Check, logits: Tensor, target: Tensor, counts: Tensor, devic
     return float(torch.stack([(g.cpu().double() - w).abs().max() / w.abs().max() / eps for g, w in pairs]).max()), None
 
 
+def neighbours(device: str = "cpu") -> list[Result]:
+    """:func:`imbloss.knn` on a device against a brute force in float64."""
+    generator = torch.Generator().manual_seed(0)
+    results = []
+    for shape in POINTS:
+        for dtype in DTYPES:
+            points = torch.randn(shape, generator=generator).to(dtype)
+            wanted, indices = reference.knn(points.double(), NEIGHBOURS)
+            steps, error = float("nan"), None
+            try:
+                distances, found = imbloss.knn(points.to(device), NEIGHBOURS)
+            except Exception as problem:
+                error = _one_line(problem)
+            else:
+                steps = float((distances.cpu().double() - wanted).abs().max() / wanted.max() / torch.finfo(dtype).eps)
+                if not torch.equal(found.cpu(), indices):
+                    error = "not the nearest points"
+            results.append(Result("knn", str(dtype).removeprefix("torch."), shape, steps, error))
+    return results
+
+
 # ---- the verdict -------------------------------------------------------------------------------------------------
 def examine(device: str = "cpu", speed: bool | None = None, rows: int | None = None) -> dict:
     """Everything that `imbloss doctor` says, ready for JSON; all is well if "problems" is empty.
@@ -194,7 +230,7 @@ def examine(device: str = "cpu", speed: bool | None = None, rows: int | None = N
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         problems.append(f"expected a device that works, but got {device!r}: {_one_line(error)}")
     else:
-        results = parity(device)
+        results = parity(device) + neighbours(device)
     seconds = time.perf_counter() - start
     for function in dict.fromkeys(result.function for result in results):
         of_function = [result for result in results if result.function == function]

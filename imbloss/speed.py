@@ -1,4 +1,4 @@
-"""How fast are the losses on this machine, how much memory do they take, and do they repeat? For `imbloss doctor`.
+"""How fast are losses and neighbours on this machine, how much memory do they take, do they repeat? For `imbloss doctor`.
 
 Rivals compute the same: plain PyTorch, torch.compile of that and, for cross entropy, torch's own and Liger's.
 """
@@ -74,6 +74,7 @@ def _our_sigmoid_focal(x: Tensor, y: Tensor) -> Tensor:
     return imbloss.sigmoid_focal_loss(x, y, reduction="mean")
 
 
+NEIGHBOURS = 5
 BF16, FP32 = torch.bfloat16, torch.float32
 WORK = (
     Work("focal", (65536, 10), FP32, imbloss.focal_loss, _focal),
@@ -92,7 +93,8 @@ def race(device: str, rows: int | None = None, budget: float = 100.0) -> list[di
     `rows`: at most so many; `budget`: seconds after which torch.compile is left out.
     """
     start = time.perf_counter()
-    return [_raced(work, device, rows, time.perf_counter() - start < budget) for work in WORK]
+    found = [_raced(work, device, rows, time.perf_counter() - start < budget) for work in WORK]
+    return [*found, _raced_neighbours(device, rows)]
 
 
 def _raced(work: Work, device: str, rows: int | None, compiles: bool) -> dict:
@@ -124,6 +126,32 @@ def _raced(work: Work, device: str, rows: int | None, compiles: bool) -> dict:
     found["bandwidth_over_copy"] = round(3 / seconds / (2 / copy), 3) if seconds else None
     found["predicted_seconds"] = _predicted(work, x, 2 * x.numel() * x.element_size() / copy)
     return found
+
+
+def _raced_neighbours(device: str, rows: int | None) -> dict:
+    shape = (max(min(20_000, rows or 20_000), NEIGHBOURS + 1), 64)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    found = {"name": f"{NEIGHBOURS} neighbours", "shape": list(shape), "dtype": "float32", "providers": {}}
+    for name, search in {"imbloss": lambda x, y: imbloss.knn(x, NEIGHBOURS)[0], "eager": _nearest_by_chunks}.items():
+        try:
+            seconds, peak = _measured(search, x, x, backward=False)
+            found["providers"][name] = {"seconds": seconds, "peak_bytes": peak}
+        except Exception as error:
+            found["providers"][name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    found["repeats"] = "error" not in found["providers"]["imbloss"] and all(
+        torch.equal(a, b) for a, b in zip(imbloss.knn(x, NEIGHBOURS), imbloss.knn(x, NEIGHBOURS), strict=True)
+    )
+    found["copy_seconds"], _ = _measured(lambda x, y: x.clone(), x, x, backward=False)
+    return {**found, "bandwidth_over_copy": None, "predicted_seconds": None}  # bound by arithmetic
+
+
+def _nearest_by_chunks(x: Tensor, y: Tensor) -> Tensor:
+    found = []
+    for start in range(0, len(x), 2048):
+        distances = torch.cdist(x[start : start + 2048], x)
+        distances.diagonal(start).fill_(torch.inf)
+        found.append(distances.topk(NEIGHBOURS, largest=False)[0])
+    return torch.cat(found)
 
 
 def _liger() -> Step:

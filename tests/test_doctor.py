@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,12 +30,14 @@ def test_all_is_well_here(tmp_path):
     findings = json.loads((tmp_path / "doctor.json").read_text())
     assert findings["problems"] == []
     assert findings["environment"]["core"] == imbloss._C.isa() and findings["environment"]["torch"] in result.stdout
-    assert findings["parity"]["checks"] == len(doctor.CHECKS) * len(doctor.SHAPES) * len(doctor.DTYPES)
+    checks = len(doctor.CHECKS) * len(doctor.SHAPES) + len(doctor.POINTS)
+    assert findings["parity"]["checks"] == checks * len(doctor.DTYPES)
     assert set(findings["parity"]["worst_eps"]) == {"float32", "float64", "bfloat16", "float16"}
 
 
 def test_every_loss_of_the_table_is_checked():
-    assert {check.function for check in doctor.CHECKS} == {loss.name for loss in LOSSES}
+    of_elements = {"sigmoid_focal_loss", "asymmetric_loss", "quality_focal_loss"}
+    assert {check.function for check in doctor.CHECKS} == {loss.name for loss in LOSSES} | of_elements
 
 
 def test_without_a_compiled_core(tmp_path):
@@ -81,6 +84,23 @@ def test_a_wrong_loss_is_one_line_and_exit_code_1(defect, monkeypatch, tmp_path)
         raise AssertionError(problem)
 
 
+def shuffled(distances, indices):
+    return distances, indices.flip(1)
+
+
+def longer(distances, indices):
+    return distances * 1.001, indices
+
+
+@pytest.mark.parametrize("change, message", [(shuffled, "not the nearest points"), (longer, "off by .* eps")])
+def test_wrong_neighbours_are_one_line_and_exit_code_1(change, message, monkeypatch):
+    knn = imbloss.knn
+    monkeypatch.setattr(imbloss, "knn", lambda *args: change(*knn(*args)))
+    result = examine()
+    assert result.exit_code == 1
+    assert re.fullmatch(f"imbloss: knn differs from its float64 reference in .*{message}.*\n", result.stderr)
+
+
 def test_a_triton_that_does_not_work(monkeypatch):
     import_module = importlib.import_module
     monkeypatch.setattr(doctor._ops, "_has_triton", True)
@@ -125,10 +145,13 @@ def test_huge_pages_are_read(monkeypatch, tmp_path):
 
 # ---- speed ---------------------------------------------------------------------------------------------------------
 def check_speed(findings, provider="imbloss"):
-    assert [entry["name"] for entry in findings["speed"]] == [work.name for work in speed.WORK]
+    *losses, search = findings["speed"]
+    assert [entry["name"] for entry in losses] == [work.name for work in speed.WORK]
+    assert search["name"] == "5 neighbours" and search["shape"] == [6, 64]
     for entry in findings["speed"]:
         assert entry["repeats"] and entry["providers"][provider]["seconds"] > 0 and entry["copy_seconds"] > 0
-        assert entry["bandwidth_over_copy"] > 0 and entry["predicted_seconds"] is None
+        assert entry["predicted_seconds"] is None
+    assert all(entry["bandwidth_over_copy"] > 0 for entry in losses)
 
 
 def test_the_speed_is_measured_against_others(tmp_path, monkeypatch):
@@ -183,5 +206,5 @@ open({str(tmp_path / "out.json")!r}, "w").write(json.dumps(found))
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["environment"]["triton_state"] == "interpreted" and found["environment"]["backend"] == "triton"
     # the interpreter truncates to bfloat16, which is within what is allowed
-    assert found["problems"] == [] and found["parity"]["checks"] > 20 and len(found["speed"]) == 2
+    assert found["problems"] == [] and found["parity"]["checks"] > 20 and len(found["speed"]) == 3
     assert all(entry["repeats"] for entry in found["speed"])
