@@ -130,7 +130,7 @@ CHECKS = (
     Check("focal_loss", lambda counts: {"gamma": 1.5}, soft=True),
 )
 SHAPES = ((65, 2), (33, 10), (17, 37), (9, 100), (5, 1203), (2, 7, 5, 9))
-POINTS, NEIGHBOURS = ((65, 1), (300, 33), (700, 128)), 5  # (n, d), and how many of each
+POINTS, NEIGHBOURS = ((65, 1), (130, 33), (260, 128)), 5  # (n, d), and how many of each
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STEPS = 64  # of the dtype's eps, relative to the largest element: float32 in plain PyTorch needs 20, a defect has more
 

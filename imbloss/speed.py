@@ -1,4 +1,4 @@
-"""How fast are losses and neighbours on this machine, how much memory do they take, do they repeat? For `imbloss doctor`.
+"""How fast are losses and neighbours here, how much memory do they take, do they repeat? For `imbloss doctor`.
 
 Rivals compute the same: plain PyTorch, torch.compile of that and, for cross entropy, torch's own and Liger's.
 """
