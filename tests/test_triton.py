@@ -3,6 +3,7 @@
 The tests marked triton run in the interpreter, in a process of their own: tests/test_losses.py has most of them.
 """
 
+import functools
 import os
 import re
 import subprocess
@@ -152,20 +153,37 @@ def test_a_target_out_of_range_is_nan_in_its_row(smoothing):
     assert imbloss.focal_loss(x, y, label_smoothing=smoothing).isnan()
 
 
+def elements(x, y, **options):
+    return imbloss.sigmoid_focal_loss(x, y, reduction="mean")
+
+
+def columns(x, y, **options):
+    return imbloss.lade_loss(x, y, prior=torch.full((x.shape[1],), 1 / x.shape[1]))
+
+
 @in_the_interpreter
 @pytest.mark.triton
-@pytest.mark.parametrize("strides", [(2**30, 1, 1), (4, 2**30, 1)])
-def test_offsets_beyond_32_bits(strides, monkeypatch):
-    from imbloss.kernels import softmax_rows
-
+@pytest.mark.parametrize(
+    "shape, strides", [((3, 3, 4), (2**30, 1, 1)), ((3, 3, 4), (4, 2**30, 1)), ((3, 5000), (2**30, 1))]
+)
+@pytest.mark.parametrize(
+    "loss",
+    [imbloss.focal_loss, functools.partial(imbloss.focal_loss, label_smoothing=0.1), elements, columns],
+    ids=["hard", "soft", "elements", "columns"],
+)
+def test_offsets_beyond_32_bits(loss, shape, strides, monkeypatch):
     monkeypatch.undo()  # no canaries: they would need the memory that is only reserved here
     x = torch.empty(0, dtype=torch.bfloat16)
-    x.set_(torch.UntypedStorage(2 * (2**31 + 4096)), 0, (3, 3, 4), strides)
-    x.copy_(torch.randn(3, 3, 4))
-    target = torch.randint(0, 3, (3, 4))
-    got, _ = softmax_rows.softmax_rows(x, target, (), [2.0, 0.0], -100, 0, "focal", False)
-    want = imbloss.reference.focal_loss(x.double().contiguous(), target, reduction="none")
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+    x.set_(torch.UntypedStorage(2 * (2**31 + 5000)), 0, shape, strides)
+    x.copy_(torch.randn(shape))
+    y = torch.randint(0, 3, (shape[0], *shape[2:]))
+    near = x.contiguous().requires_grad_()
+    x.requires_grad_()
+    values = loss(x, y), loss(near, y)
+    gradients = [torch.autograd.grad(value, logits)[0] for value, logits in zip(values, (x, near), strict=True)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].count_nonzero() > len(x)
 
 
 class Operators(TorchDispatchMode):
