@@ -25,11 +25,12 @@ demo: $(VENV)/.lab
 	$(BIN)/imbloss compare
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # the whole table in Triton's interpreter, beside the rest
 test-all: test
-	TRITON_INTERPRET=1 IMBLOSS_BACKEND=triton IMBLOSS_TEST_ALL=1 $(BIN)/python -m pytest -m triton
+	TRITON_INTERPRET=1 IMBLOSS_BACKEND=triton IMBLOSS_TEST_ALL=1 $(BIN)/python -m pytest -m triton \
+		--numprocesses auto --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -31,6 +31,7 @@ CANARIES = 128  # elements on either side
 def pytest_collection_modifyitems(items):
     if INTERPRETED and not ALL:
         items[:] = [item for i, item in enumerate(items) if not hasattr(item, "callspec") or i % SHARE == 0]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # what takes minutes begins first
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,7 @@ def test_a_core_is_loaded():
 
 
 @pytest.mark.skipif("IMBLOSS_EXPECTED_ISA" in os.environ, reason="one of the runs that the next test starts")
+@pytest.mark.long
 @pytest.mark.parametrize("isa", runnable_isas()[:-1])
 def test_every_instruction_set(isa):
     """The tests marked isa, in a process that loads this variant."""

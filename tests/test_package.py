@@ -7,6 +7,8 @@ import tarfile
 import venv
 from pathlib import Path
 
+import pytest
+
 from imbloss import _C
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,7 @@ def packages_of(environment):
     return packages
 
 
+@pytest.mark.long
 def test_the_sdist_installs_and_computes(tmp_path):
     source = tmp_path / "source"  # a clean copy: no build products of this checkout
     files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
@@ -50,6 +53,8 @@ import sys
 for name in ("triton", "matplotlib", "sklearn", "typer", "rich", "torchmetrics"):
     sys.modules[name] = None  # importing it fails
 import torch, imbloss
+import pytest
+
 from imbloss import _C
 x = torch.randn(4, 3, requires_grad=True)
 imbloss.focal_loss(x, torch.tensor([0, 1, 2, 0])).backward()

@@ -27,6 +27,7 @@ out_of_the_interpreter = pytest.mark.skipif(INTERPRETED, reason="not in Triton's
 
 
 # ---- in the interpreter ------------------------------------------------------------------------------------------
+@pytest.mark.long
 @out_of_the_interpreter
 def test_the_kernels_in_the_interpreter():
     """The tests marked triton; `make test-all` runs the whole table so."""
