@@ -24,7 +24,7 @@ if _C.loaded():
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ALL = os.environ.get("IMBLOSS_TEST_ALL") == "1"  # `make test-all`
-SHARE = 8  # of the parametrised cases, one in so many is for the interpreter, which is slow
+SHARE = 16  # of the parametrised cases, one in so many is for the interpreter, which is slow
 CANARIES = 128  # elements on either side
 
 
