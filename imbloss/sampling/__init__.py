@@ -3,6 +3,7 @@
 from imbloss.sampling.bootstrap import ROSE, RandomOverSampler
 from imbloss.sampling.combine import SMOTEENN, SMOTETomek
 from imbloss.sampling.neighbors import knn
+from imbloss.sampling.nominal import SMOTENC
 from imbloss.sampling.smote import ADASYN, SMOTE, BorderlineSMOTE
 from imbloss.sampling.under import EditedNearestNeighbours, NearMiss, RandomUnderSampler, TomekLinks
 
@@ -11,6 +12,7 @@ __all__ = [
     "ROSE",
     "SMOTE",
     "SMOTEENN",
+    "SMOTENC",
     "BorderlineSMOTE",
     "EditedNearestNeighbours",
     "NearMiss",
