@@ -2,6 +2,7 @@
 
 from imbloss.sampling.bootstrap import ROSE, RandomOverSampler
 from imbloss.sampling.combine import SMOTEENN, SMOTETomek
+from imbloss.sampling.faiss import FaissNeighbors
 from imbloss.sampling.neighbors import knn
 from imbloss.sampling.nominal import SMOTENC
 from imbloss.sampling.smote import ADASYN, SMOTE, BorderlineSMOTE
@@ -15,6 +16,7 @@ __all__ = [
     "SMOTENC",
     "BorderlineSMOTE",
     "EditedNearestNeighbours",
+    "FaissNeighbors",
     "NearMiss",
     "RandomOverSampler",
     "RandomUnderSampler",

@@ -164,8 +164,8 @@ class SMOTENC(Dense, over_sampling.SMOTENC):
         """Codes (n, c) of the categorical columns, by the encoder, which has to have a column for every category."""
         given = self.categorical_encoder
         self.categorical_encoder_ = OneHotEncoder(handle_unknown="ignore") if given is None else clone(given)
-        columns = _dense(_safe_indexing(X, self.categorical_features_, axis=1))
-        one_hot = sparse.csr_matrix(self.categorical_encoder_.fit_transform(columns))
+        columns: Any = _dense(_safe_indexing(X, self.categorical_features_, axis=1))
+        one_hot: Any = sparse.csr_matrix(self.categorical_encoder_.fit_transform(columns))
         ends = list(itertools.accumulate((len(c) for c in self.categorical_encoder_.categories_), initial=0))
         if one_hot.shape[1] != ends[-1] or one_hot.nnz != len(columns) * len(ends[1:]):
             raise ValueError(
