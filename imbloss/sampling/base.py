@@ -83,9 +83,9 @@ class Sampler:
         for name in ("sample_info_", "sample_indices_"):
             if kind != _kinds.TENSOR and hasattr(self, name):
                 setattr(self, name, _as_arrays(getattr(self, name)))
-        return self._as_given(X, rows, x, chosen), _labels(y, classes, codes, chosen)
+        return self._x_as_given(X, rows, x, chosen), _labels(y, classes, codes, chosen)
 
-    def _as_given(self, X: Any, rows: Rows, x: Tensor, chosen: Tensor | None) -> Any:  # noqa: N803
+    def _x_as_given(self, X: Any, rows: Rows, x: Tensor, chosen: Tensor | None) -> Any:  # noqa: N803
         """Resampled rows as X came."""
         x = as_dtype(x.reshape(len(x), *rows.shape), _kinds.to_tensor(X, "X").dtype)
         return _kinds.rebuilt(X, x, chosen)

@@ -20,7 +20,7 @@ from imbloss.sampling.draws import Draws
 from imbloss.sampling.neighbors import chunks, first_of, in_order, widest
 from imbloss.sampling.smote import Interpolating, check_size
 
-WIDEST = 1024  # one-hot columns up to which searching them is quicker than counting mismatches (docs/sampling.md)
+WIDEST = 768  # one-hot columns up to which searching them is quicker than counting mismatches
 TILE = 4  # tiles of mismatches are this much smaller than others: there are several of them
 
 
@@ -62,7 +62,7 @@ class SMOTENC(Interpolating):
 
     X: a tensor, a numpy array (of numbers, or of objects) or a frame; columns keep their dtypes, old rows come first,
     unchanged. A class without spread (s = 0) is searched by its numbers alone. Memory is needed for the class's rows in
-    one-hot columns where these are no more than 1024, else for tiles; never for a neighbourhood of every new row.
+    one-hot columns where these are no more than 768, else for tiles; never for a neighbourhood of every new row.
     Source: Chawla et al., SMOTE: Synthetic Minority Over-sampling Technique, JAIR 16, 2002, section 6.1.
 
     >>> X = torch.tensor([[0.0, 7], [1, 7], [2, 8], [3, 8], [4, 7], [5, 7], [6, 7]])
@@ -105,7 +105,7 @@ class SMOTENC(Interpolating):
         rows = MixedRows(x, rows.codes, rows.classes, shape, numeric=numeric, nominal=nominal, values=values)
         return rows, classes
 
-    def _as_given(self, X: Any, rows: Rows, x: Tensor, chosen: Tensor | None) -> Any:  # noqa: N803
+    def _x_as_given(self, X: Any, rows: Rows, x: Tensor, chosen: Tensor | None) -> Any:  # noqa: N803
         assert isinstance(rows, MixedRows)
         old = len(rows.codes)
         new, sources = x[old:], representatives(rows.values, old)
