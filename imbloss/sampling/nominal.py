@@ -14,11 +14,11 @@ from torch import Tensor
 
 from imbloss.priors import describe
 from imbloss.sampling import _kinds, base
-from imbloss.sampling.base import Recipe, Rows
+from imbloss.sampling.base import Recipe, Rows, SampleInfo, Sampler
 from imbloss.sampling.bootstrap import spread
 from imbloss.sampling.draws import Draws
 from imbloss.sampling.neighbors import chunks, first_of, in_order, widest
-from imbloss.sampling.smote import Interpolating, check_size
+from imbloss.sampling.smote import check_size
 
 WIDEST = 768  # one-hot columns up to which searching them is quicker than counting mismatches
 TILE = 4  # tiles of mismatches are this much smaller than others: there are several of them
@@ -35,7 +35,7 @@ class MixedRows(Rows):
     )
 
 
-class SMOTENC(Interpolating):
+class SMOTENC(Sampler):
     r"""SMOTE for numbers and categories: numbers are interpolated, categories are the neighbours' most frequent.
 
     .. math:: d(a, b)^2 = \sum_{\text{numeric } j} (a_j - b_j)^2 + s^2 \, |\{\text{categorical } j: a_j \ne b_j\}|
@@ -72,6 +72,9 @@ class SMOTENC(Interpolating):
     (tensor(7.), tensor([4, 4]))
     """
 
+    sample_info_: SampleInfo
+    median_std_: dict[Any, float]
+
     def __init__(
         self,
         categorical_features: Any,
@@ -84,9 +87,6 @@ class SMOTENC(Interpolating):
         self.random_state = random_state
         self.k_neighbors = k_neighbors
         self.categorical_features = categorical_features
-
-    def _check_parameters(self) -> None:
-        base.check_neighbors(self.k_neighbors, "k_neighbors")
 
     # ---- columns -------------------------------------------------------------------------------------------------
     def _as_rows(self, X: Any, y: Any) -> tuple[Rows, Any]:  # noqa: N803
@@ -127,8 +127,8 @@ class SMOTENC(Interpolating):
     # ---- new rows ------------------------------------------------------------------------------------------------
     def _resample(self, rows: Rows, plan: dict[int, int], draws: Draws) -> tuple[Tensor, Tensor, None]:
         assert isinstance(rows, MixedRows)
-        self._check_parameters()
-        self.median_std_: dict[Any, float] = {}
+        base.check_neighbors(self.k_neighbors, "k_neighbors")
+        self.median_std_ = {}
         made = [self._mixed(rows, code, count, draws) for code, count in plan.items() if count]
         x, codes, self.sample_info_ = base.with_new_rows(rows, (recipe for recipe, _ in made))
         rows.values = torch.cat([rows.values, *(values for _, values in made)])
