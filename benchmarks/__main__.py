@@ -1,6 +1,8 @@
 """python -m benchmarks run       measure, into benchmarks/results.json
 python -m benchmarks report    docs/performance.md and its plots from that
 python -m benchmarks samplers  samplers of millions of labels: the table of docs/data.md
+python -m benchmarks cost      SMOTE and knn from a thousand rows to a million: docs/img/sampling_cost.svg
+python -m benchmarks indexes   faiss's indexes beside exact search: the table of docs/sampling.md
 python -m benchmarks design    where the gradient is made: the table of docs/kernels.md
 python -m benchmarks aot       what the Triton kernels compile to, for GPUs that need not be there
 python -m benchmarks host      microseconds of Python around the Triton kernels
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import design, measure, report, samplers, train_step
+from benchmarks import cost, design, indexes, measure, report, samplers, train_step
 from benchmarks.augmentation import AUGMENTATION
 from benchmarks.cases import CASES
 from benchmarks.metrics import METRICS
@@ -36,6 +38,10 @@ def machine() -> dict:
     return {name: found[name] for name in MACHINE} | {"cpus": os.cpu_count()}
 
 
+def dated_machine() -> dict:
+    return machine() | {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
+
+
 def run(options: argparse.Namespace) -> None:
     results = {"machine": machine(), "cases": {}, "memory": {}, "steps": {}}
     if options.only and options.json.exists():
@@ -44,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         if now != before["machine"]:
             raise SystemExit(f"expected {options.json} to be of this machine and these versions: choose another --json")
         results = before
-    results["machine"] |= {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
+    results["machine"] = results["machine"] | dated_machine()
     print(results["machine"])
 
     def wanted(*names: str) -> bool:
@@ -102,6 +108,12 @@ def main() -> None:
     sampling.add_argument("labels", type=int, nargs="?", default=samplers.LABELS)
     sampling.add_argument("draws", type=int, nargs="?", default=samplers.DRAWS)
     sampling.set_defaults(command=lambda o: print(samplers.table(o.labels, o.draws)))
+    costing = commands.add_parser("cost")
+    costing.add_argument("rows", type=int, nargs="?", default=cost.SIZES[-1], help="the most")
+    costing.set_defaults(command=lambda o: cost.run(dated_machine(), o.rows, ROOT))
+    indexing = commands.add_parser("indexes")
+    indexing.add_argument("rows", type=int, nargs="?", default=indexes.ROWS)
+    indexing.set_defaults(command=lambda o: print(indexes.table(o.rows)))
     for command in (running, reporting):
         command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
     for name, help_of_targets in (

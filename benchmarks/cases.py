@@ -199,6 +199,25 @@ def smote_case(majority: int, minority: int, d: int) -> Case:
     return Case("SMOTE", detail, inputs, providers, plain_call, "sampling", False, agree=agree)
 
 
+def smotenc_case(majority: int, minority: int, numeric: int, categorical: int, categories: int) -> Case:
+    def inputs():
+        y = torch.cat([torch.zeros(majority), torch.ones(minority)]).long()
+        codes = torch.randint(categories, (len(y), categorical))
+        return torch.cat([torch.randn(len(y), numeric) + y.unsqueeze(1), codes], dim=1), y
+
+    columns = list(range(numeric, numeric + categorical))
+    providers = {"imbloss": lambda x, y: imbloss.SMOTENC(columns, random_state=0).fit_resample(x, y)}
+    if importlib.util.find_spec("imblearn"):
+        providers["imbalanced-learn"] = lambda x, y: (
+            importlib.import_module("imblearn.over_sampling")
+            .SMOTENC(columns, random_state=0)
+            .fit_resample(x.numpy(), y.numpy())
+        )
+    agree = lambda ours, theirs: ours[0].shape == theirs[0].shape  # noqa: E731  # rows are random
+    detail = f"{majority + minority}x{numeric + categorical} with {minority} of a class"
+    return Case("SMOTENC", detail, inputs, providers, plain_call, "sampling", False, agree=agree)
+
+
 # ---- the table ---------------------------------------------------------------------------------------------------
 def softmax_case(
     function: str,
@@ -347,6 +366,7 @@ CASES = [
     knn_case(20_000, 64),
     knn_case(20_000, 128),
     smote_case(100_000, 10_000, 32),
+    smotenc_case(18_000, 2_000, 5, 5, 40),
     *(focal_case(round(elements / 1000), 1000, section="scaling") for elements in (1e6, 3e6, 1e7, 3e7, 1e8)),
 ]
 CASES += against_the_reference(but={case.function for case in CASES})

@@ -768,6 +768,29 @@ def smote(points, drawn, gap, k):
     return points[rows] + gap.double().unsqueeze(1) * (points[others] - points[rows])
 
 
+def smotenc(points, nominal, drawn, gap, k, chosen):
+    """New rows of one class: numbers as by `smote`, of each column in ``nominal`` a most frequent value among the k
+    neighbours, ``chosen`` by a function of which categories those are, (count, V). Chawla et al. 2002, section 6.1."""
+    points = points.double()
+    numeric = [j for j in range(points.shape[1]) if j not in nominal]
+    cost = points[:, numeric].std(0, correction=0).quantile(0.5)
+    apart = torch.stack([(points[:, nominal] != row).sum(1) for row in points[:, nominal]])
+    squares = knn_squares(points[:, numeric]) + cost**2 * apart
+    found = squares.fill_diagonal_(math.inf).sort(dim=1, stable=True)[1][:, :k]
+    rows = drawn // k
+    others = found[rows, drawn % k]
+    new = points[rows] + gap.double().unsqueeze(1) * (points[others] - points[rows])
+    for j in nominal:
+        categories, codes = points[:, j].unique(return_inverse=True)
+        votes = torch.nn.functional.one_hot(codes[found[rows]], len(categories)).sum(1)
+        new[:, j] = categories[chosen(votes == votes.amax(1, keepdim=True))]
+    return new
+
+
+def knn_squares(points):
+    return torch.stack([(points - row).square().sum(1) for row in points])
+
+
 def danger(points, codes, code, m):
     """Rows of a class of whose m neighbours at least half, but not all, are foreign. Han et al. 2005."""
     which = (codes == code).nonzero().squeeze(1)

@@ -27,9 +27,10 @@ class Sampler:
     makes: bool = True  # whether there are new rows
     chooses: bool = False  # whether the result is rows of X
     needs_values: bool = True  # whether X has to be finite
+    needed: Keywords = field(default_factory=dict, repr=False)  # parameters without a default
 
     def make(self, sample: str | None = None, **keywords):
-        keywords = {**(self.samples[sample] if sample else {}), **keywords}
+        keywords = {**self.needed, **(self.samples[sample] if sample else {}), **keywords}
         if self.draws:
             keywords.setdefault("random_state", 0)
         return getattr(imbloss, self.name)(**keywords)
@@ -72,6 +73,29 @@ def smote(X, y, keywords, _=None, draws=None):  # noqa: N803
         own = X[y == code]
         drawn = tensor(draws.randint(0, len(own) * k, count))
         return reference.smote(own, drawn, tensor(draws.uniform(size=count)), k)
+
+    return grown(X, y, new)
+
+
+def first_of_permuted(draws: np.random.RandomState) -> Callable[[Tensor], Tensor]:
+    """How imbalanced-learn chooses one of each row's entries that are true."""
+
+    def chosen(mask: Tensor) -> Tensor:
+        pairs = draws.permutation(mask.nonzero().numpy())
+        first = dict(pairs[::-1].tolist())
+        return torch.tensor([first[row] for row in range(len(mask))])
+
+    return chosen
+
+
+def smotenc(X, y, keywords, _=None):  # noqa: N803
+    draws, k, nominal = state(), keywords.get("k_neighbors", 5), keywords.get("categorical_features", [1, 3])
+
+    def new(code, count):
+        own = X[y == code]
+        drawn = tensor(draws.randint(0, len(own) * k, count))
+        gap = tensor(draws.uniform(size=count))
+        return reference.smotenc(own, nominal, drawn, gap, k, first_of_permuted(draws))
 
     return grown(X, y, new)
 
@@ -220,6 +244,26 @@ SAMPLERS = [
             "too many": ({"m_neighbors": 9999}, ValueError, "expected more than m_neighbors=9999 rows in X"),
         },
         exact=False,
+    ),
+    Sampler(
+        "SMOTENC", {"default": {}, "k 1": {"k_neighbors": 1}, "one column": {"categorical_features": [2]}}, smotenc,
+        {
+            **k_errors("k_neighbors"),
+            "too many": ({"k_neighbors": 400}, ValueError, "expected more than k_neighbors=400 rows in a class"),
+            "none": ({"categorical_features": []}, ValueError, r"categorical_features of at least one column, .* \[\]"),
+            "all": ({"categorical_features": [3, 1, 2, 0]}, ValueError, "to leave a numeric column, but got all 4"),
+            "beyond": ({"categorical_features": [1, 4]}, ValueError, r"categorical_features in \[0, 4\).*, but got 4"),
+            "below": ({"categorical_features": [-5]}, ValueError, r"categorical_features in \[0, 4\).*, but got -5"),
+            "repeated": ({"categorical_features": [1, -3]}, ValueError, "without repeats, but got -3 twice"),
+            "mask": ({"categorical_features": [True] * 3}, ValueError, "of 4 booleans, .* but got 3"),
+            "mixed": ({"categorical_features": [1, True]}, TypeError, "or booleans alone, but got bool True"),
+            "name": ({"categorical_features": ["a"]}, ValueError, "for X without column names, but got 'a'"),
+            "auto": ({"categorical_features": "auto"}, ValueError, 'a pandas frame for categorical_features="auto"'),
+            "word": ({"categorical_features": "a"}, ValueError, "categorical_features to be .*, but got 'a'"),
+            "number": ({"categorical_features": 1}, TypeError, "categorical_features to be .*, but got int 1"),
+            "float": ({"categorical_features": [1.0]}, TypeError, "of indices, .*, but got float 1.0"),
+        },
+        needed={"categorical_features": [1, 3]},
     ),
     Sampler(
         "ADASYN", {"default": {}, "k 3": {"n_neighbors": 3}}, adasyn,

@@ -11,7 +11,7 @@ import torch
 from losses import LOSSES
 
 import imbloss
-from benchmarks import measure, report, samplers, train_step
+from benchmarks import cost, indexes, measure, report, samplers, train_step
 from benchmarks.cases import CASES, against_the_reference
 from benchmarks.metrics import areas_case, update_case
 
@@ -103,6 +103,36 @@ def test_the_plots_and_the_document_need_no_provider_but_ours(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux's high-water mark")
+def test_exponents_are_slopes_of_logarithms():
+    rows = [1000, 3000, 10_000, 30_000, 100_000]
+    assert cost.exponent({"rows": rows, "seconds": [3e-9 * n**1.5 for n in rows]}) == pytest.approx(1.5)
+    bent = {"rows": rows, "seconds": [n if n < 10_000 else n**2 / 10_000 for n in rows]}
+    assert cost.exponent(bent, last_decade=True) == pytest.approx(2) and 1 < cost.exponent(bent) < 2
+
+
+def test_the_cost_in_the_document_is_that_of_the_committed_file():
+    stored = json.loads((ROOT / cost.IMAGE).with_suffix(".json").read_text())
+    assert cost.table(stored["series"]) in (ROOT / "docs" / "sampling.md").read_text()
+    assert stored["series"].keys() == cost.SERIES.keys()
+    assert max(stored["series"]["SMOTE"]["rows"]) == 1_000_000
+
+
+def test_cost_is_measured_drawn_and_stored(tmp_path, monkeypatch):
+    (tmp_path / "docs" / "img").mkdir(parents=True)
+    monkeypatch.setattr(cost, "BUDGET", 0.0)
+    cost.run({"date": "today"}, 3000, tmp_path)
+    stored = json.loads((tmp_path / cost.IMAGE).with_suffix(".json").read_text())
+    assert stored["series"]["SMOTENC"]["rows"] == [1000, 3000] and stored["machine"] == {"date": "today"}
+    assert "<svg" in (tmp_path / cost.IMAGE).read_text()
+
+
+def test_every_index_is_measured(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(indexes, "INDEXES", {"flat": {"index": "flat"}, "lists": {"index": "IVF8,SQ8", "nprobe": 1}})
+    _, _, ours, flat, lists = indexes.table(600).splitlines()
+    assert ours.endswith("| 1 | 0 |") and "| 1.000 |" in flat and "| 1.000 |" not in lists
+
+
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_samplers_are_measured_reading_every_draw(name, monkeypatch):
     read = []

@@ -53,12 +53,21 @@ def test_our_classes_were_in_them(outcome):
     assert all(int(count) > 0 for count in counts.values())
 
 
+NEEDED = {"SMOTENC": {"categorical_features": [0]}}
+
+
 def estimators():
-    made = [getattr(face, name)() for name in face.__all__]
+    made = [getattr(face, name)(**NEEDED.get(name, {})) for name in face.__all__]
     return [est.set_params(random_state=0) if "random_state" in est.get_params() else est for est in made]
 
 
-@parametrize_with_checks(estimators())
+def known_to_fail(estimator):
+    if isinstance(estimator, face.SMOTENC):
+        return {"check_samplers_string": "one column of strings alone, which SMOTE-NC is not for"}
+    return {}
+
+
+@parametrize_with_checks(estimators(), expected_failed_checks=known_to_fail)
 def test_estimator_checks(estimator, check):
     check(estimator)
 
@@ -66,7 +75,7 @@ def test_estimator_checks(estimator, check):
 @pytest.mark.parametrize("name", face.__all__)
 def test_a_pipeline_is_cloned_and_fits(name):
     X, y = make_classification(n_samples=300, weights=[0.8], random_state=0)
-    pipeline = clone(make_pipeline(getattr(face, name)(), LogisticRegression()))
+    pipeline = clone(make_pipeline(getattr(face, name)(**NEEDED.get(name, {})), LogisticRegression()))
     assert pipeline.fit(X, y).score(X, y) > 0.6
 
 

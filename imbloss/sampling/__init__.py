@@ -2,7 +2,9 @@
 
 from imbloss.sampling.bootstrap import ROSE, RandomOverSampler
 from imbloss.sampling.combine import SMOTEENN, SMOTETomek
+from imbloss.sampling.faiss import FaissNeighbors
 from imbloss.sampling.neighbors import knn
+from imbloss.sampling.nominal import SMOTENC
 from imbloss.sampling.smote import ADASYN, SMOTE, BorderlineSMOTE
 from imbloss.sampling.under import EditedNearestNeighbours, NearMiss, RandomUnderSampler, TomekLinks
 
@@ -11,8 +13,10 @@ __all__ = [
     "ROSE",
     "SMOTE",
     "SMOTEENN",
+    "SMOTENC",
     "BorderlineSMOTE",
     "EditedNearestNeighbours",
+    "FaissNeighbors",
     "NearMiss",
     "RandomOverSampler",
     "RandomUnderSampler",

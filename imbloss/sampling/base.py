@@ -79,13 +79,16 @@ class Sampler:
         numbers = {label: code for code, label in enumerate(rows.classes)}
         plan = {numbers[label]: count for label, count in self.sampling_strategy_.items()}
         x, codes, chosen = self._resample(rows, plan, draws_from(source.random_state, rows.x.device))
-        x = x.reshape(len(x), *rows.shape)
         kind = _kinds.kind_of(X)
         for name in ("sample_info_", "sample_indices_"):
             if kind != _kinds.TENSOR and hasattr(self, name):
                 setattr(self, name, _as_arrays(getattr(self, name)))
-        x = _as_dtype(x, _kinds.to_tensor(X, "X").dtype)
-        return _kinds.rebuilt(X, x, chosen), _labels(y, classes, codes, chosen)
+        return self._x_as_given(X, rows, x, chosen), _labels(y, classes, codes, chosen)
+
+    def _x_as_given(self, X: Any, rows: Rows, x: Tensor, chosen: Tensor | None) -> Any:  # noqa: N803
+        """Resampled rows as X came."""
+        x = as_dtype(x.reshape(len(x), *rows.shape), _kinds.to_tensor(X, "X").dtype)
+        return _kinds.rebuilt(X, x, chosen)
 
     def _source(self) -> "Sampler":
         """Whose strategy and random numbers they are."""
@@ -126,7 +129,7 @@ def _as_arrays(found: Any) -> Any:
     return found.cpu().numpy()
 
 
-def _as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Whole numbers to nearest, where X came as such."""
     if x.dtype == dtype:
         return x

@@ -16,6 +16,9 @@ class Draws(Protocol):
     def uniform(self, count: int, dtype: torch.dtype) -> Tensor: ...
     def normal_(self, out: Tensor) -> Tensor: ...
     def choice(self, high: int, count: int, replace: bool) -> Tensor: ...
+    def below(self, counts: Tensor) -> Tensor:
+        """A number in [0, count) for each of the counts."""
+        ...
 
 
 class TorchDraws:
@@ -33,6 +36,10 @@ class TorchDraws:
 
     def choice(self, high: int, count: int, replace: bool) -> Tensor:
         return self.integers(high, count) if replace else torch.randperm(high, **self.options)[:count]
+
+    def below(self, counts: Tensor) -> Tensor:
+        drawn = self.uniform(len(counts), torch.float32)
+        return torch.minimum((drawn * counts).long(), counts - 1)  # the product may be rounded up
 
 
 class NumpyDraws:
@@ -53,6 +60,14 @@ class NumpyDraws:
 
     def choice(self, high: int, count: int, replace: bool) -> Tensor:
         return self._tensor(self.state.choice(high, size=count, replace=replace))
+
+    def below(self, counts: Tensor) -> Tensor:
+        """Which of a row's entries is the first in a permutation of all rows' entries."""
+        row = torch.repeat_interleave(counts)
+        order = self._tensor(self.state.permutation(len(row)))
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(row), device=self.device))
+        first = torch.empty_like(counts).scatter_reduce_(0, row, place, "amin", include_self=False)
+        return order[first] - (counts.cumsum(0) - counts)
 
 
 def draws_from(random_state: Any, device: torch.device) -> Draws:

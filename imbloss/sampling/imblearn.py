@@ -6,6 +6,7 @@ with imbloss computing, on dense X alone but where rows are only drawn. ``random
 resampled class equals imbalanced-learn's result; its own samplers start an int anew for every class.
 """
 
+import itertools
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -16,7 +17,9 @@ import torch
 try:
     from imblearn import combine, over_sampling, under_sampling
     from imblearn.over_sampling.base import BaseOverSampler
+    from scipy import sparse
     from sklearn.base import clone
+    from sklearn.preprocessing import OneHotEncoder
     from sklearn.utils import _safe_indexing, check_array, check_random_state
     from sklearn.utils._param_validation import Interval, StrOptions
 except ImportError as error:
@@ -24,7 +27,7 @@ except ImportError as error:
         "imbloss.sampling.imblearn needs scikit-learn and imbalanced-learn: pip install imbloss[sklearn]"
     ) from error
 
-from imbloss.sampling import bootstrap, smote, under
+from imbloss.sampling import bootstrap, nominal, smote, under
 from imbloss.sampling.base import Rows, Sampler
 from imbloss.sampling.draws import NumpyDraws
 
@@ -33,6 +36,7 @@ __all__ = [
     "ROSE",
     "SMOTE",
     "SMOTEENN",
+    "SMOTENC",
     "BorderlineSMOTE",
     "EditedNearestNeighbours",
     "NearMiss",
@@ -48,9 +52,7 @@ class Dense:
     """What the faces share: ``_sampler`` makes the imbloss sampler that computes."""
 
     def _check_X_y(self, X, y, accept_sparse=None):  # noqa: N802, N803
-        if hasattr(X, "sparse") and hasattr(X, "columns"):
-            X = X.sparse.to_dense()
-        return super()._check_X_y(X, y, accept_sparse=False)
+        return super()._check_X_y(_dense_frame(X), y, accept_sparse=False)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -64,21 +66,34 @@ class Dense:
         """X, y and, where all rows are X's own, their indices."""
         getattr(self, "_validate_estimator", lambda: None)()
         labels, codes = np.unique(y, return_inverse=True)
-        x = torch.from_numpy(np.array(X, dtype=X.dtype if X.dtype.kind == "f" else np.float64))
-        rows = Rows(x, torch.from_numpy(codes.reshape(-1)), labels.tolist())
+        rows = self._rows(X, torch.from_numpy(codes.reshape(-1)), labels.tolist())
         numbers = {label: code for code, label in enumerate(rows.classes)}
         plan = {numbers[label]: int(count) for label, count in self.sampling_strategy_.items()}
-        draws = NumpyDraws(check_random_state(getattr(self, "random_state", None)), x.device)
+        draws = NumpyDraws(check_random_state(getattr(self, "random_state", None)), rows.x.device)
         sampler = self._sampler()
         x, codes, chosen = sampler._resample(rows, plan, draws)
-        for name in ("sample_info_", "in_danger_indices"):
+        for name in ("sample_info_", "in_danger_indices", "median_std_"):
             if hasattr(sampler, name):
                 setattr(self, name, getattr(sampler, name))
-        x = x.numpy().astype(X.dtype, copy=False)
-        return x, labels[codes.numpy()].astype(y.dtype, copy=False), None if chosen is None else chosen.numpy()
+        return (
+            self._as_given(X, rows, x),
+            labels[codes.numpy()].astype(y.dtype, copy=False),
+            None if chosen is None else chosen.numpy(),
+        )
+
+    def _rows(self, X, codes: torch.Tensor, classes: list) -> Rows:  # noqa: N803
+        x = np.array(X, dtype=X.dtype if X.dtype.kind == "f" else np.float64)
+        return Rows(torch.from_numpy(x), codes, classes)
+
+    def _as_given(self, X, rows: Rows, x: torch.Tensor):  # noqa: N803
+        return x.numpy().astype(X.dtype, copy=False)
 
     def _fit_resample(self, X, y):  # noqa: N803
         return self._resampled(X, y)[:2]
+
+
+def _dense_frame(X):  # noqa: N803
+    return X.sparse.to_dense() if hasattr(X, "columns") and hasattr(X, "sparse") else X
 
 
 class Choosing(Dense):
@@ -121,6 +136,59 @@ class BorderlineSMOTE(Dense, over_sampling.BorderlineSMOTE):
 class ADASYN(Dense, over_sampling.ADASYN):
     def _sampler(self) -> Sampler:
         return smote.ADASYN(n_neighbors=_neighbors(self.n_neighbors, self.nn_))
+
+
+class SMOTENC(Dense, over_sampling.SMOTENC):
+    """Sparse X is taken, made dense for the search, and comes back sparse."""
+
+    def _check_X_y(self, X, y, accept_sparse=None):  # noqa: N802, N803
+        return super(Dense, self)._check_X_y(_dense_frame(X), y)
+
+    def _resampled(self, X, y):  # noqa: N803
+        self.n_features_ = X.shape[1]
+        self._validate_column_types(X)
+        return super()._resampled(X, y)
+
+    def _sampler(self) -> Sampler:
+        return nominal.SMOTENC(self.categorical_features_, k_neighbors=_neighbors(self.k_neighbors, self.nn_k_))
+
+    def _rows(self, X, codes: torch.Tensor, classes: list) -> Rows:  # noqa: N803
+        numeric, categorical = self.continuous_features_.tolist(), self.categorical_features_.tolist()
+        x = check_array(_dense(_safe_indexing(X, numeric, axis=1)))
+        x = np.array(x, dtype=x.dtype if x.dtype.kind == "f" else np.float64)
+        return nominal.MixedRows(
+            torch.from_numpy(x), codes, classes, numeric=numeric, nominal=categorical, values=self._encoded(X)
+        )
+
+    def _encoded(self, X) -> torch.Tensor:  # noqa: N803
+        """Codes (n, c) of the categorical columns, by the encoder, which has to have a column for every category."""
+        given = self.categorical_encoder
+        self.categorical_encoder_ = OneHotEncoder(handle_unknown="ignore") if given is None else clone(given)
+        columns: Any = _dense(_safe_indexing(X, self.categorical_features_, axis=1))
+        one_hot: Any = sparse.csr_matrix(self.categorical_encoder_.fit_transform(columns))
+        ends = list(itertools.accumulate((len(c) for c in self.categorical_encoder_.categories_), initial=0))
+        if one_hot.shape[1] != ends[-1] or one_hot.nnz != len(columns) * len(ends[1:]):
+            raise ValueError(
+                "SMOTENC requires a one-hot encoding with one column per category, but `categorical_encoder` made "
+                f"{one_hot.shape[1]} columns of {ends[-1]} categories: pass one that neither drops nor merges any"
+            )
+        one_hot.sort_indices()
+        return torch.from_numpy(one_hot.indices.reshape(len(columns), -1) - np.array(ends[:-1]))
+
+    def _as_given(self, X, rows: Rows, x: torch.Tensor):  # noqa: N803
+        assert isinstance(rows, nominal.MixedRows)
+        values, encoder = rows.values.numpy(), self.categorical_encoder_
+        categories = [of_column[values[:, place]] for place, of_column in enumerate(encoder.categories_)]
+        dtype = object if hasattr(X, "columns") else X.dtype
+        out = np.empty((len(x), X.shape[1]), dtype=dtype)
+        out[:, rows.numeric] = x.numpy()
+        for j, of_column in zip(rows.nominal, categories, strict=True):
+            out[:, j] = of_column
+        return sparse.csr_matrix(out) if sparse.issparse(X) else out
+
+
+def _dense(X):  # noqa: N803
+    return X.toarray() if sparse.issparse(X) else X
 
 
 class ROSE(Dense, BaseOverSampler):

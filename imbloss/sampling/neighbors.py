@@ -260,13 +260,13 @@ def brute_force(points: Tensor, k: int, queries: Tensor, exclude: Tensor | None)
         tile = torch.cdist(queries[rows].to(wide.dtype), wide, compute_mode="donot_use_mm_for_euclid_dist")
         if exclude is not None:
             tile.scatter_(1, exclude[rows].unsqueeze(1), math.inf)
-        found = _first(tile, k)
+        found = first_of(tile, k)
         exact, found = rerank(points, queries[rows], found, None if exclude is None else exclude[rows])
         squares[rows], indices[rows] = exact, found
     return squares, indices
 
 
-def _first(tile: Tensor, k: int) -> Tensor:
+def first_of(tile: Tensor, k: int) -> Tensor:
     """Indices of each row's k smallest, the lowest among equal ones."""
     values, found = tile.topk(k, largest=False)
     last = values[:, -1:]
