@@ -2,17 +2,19 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from imbloss.sampling import base
-from imbloss.sampling.base import Recipe, Rows, SampleInfo, Sampler
+from imbloss.sampling.base import Recipe, Rows, SampleInfo
 from imbloss.sampling.draws import Draws
+from imbloss.sampling.stream import Data, Lines, Streaming
 
 KINDS = ("borderline-1", "borderline-2")
 
 
-class Interpolating(Sampler):
+class Interpolating(Streaming):
     """Over-samplers whose new rows are interpolated."""
 
     sample_info_: SampleInfo
@@ -31,13 +33,42 @@ class Interpolating(Sampler):
 
 
 def check_size(rows: Rows, members: Tensor, code: int, neighbors: Any, name: str) -> int:
+    return check_count(len(members), rows.classes[code], neighbors, name)
+
+
+def check_count(count: int, label: Any, neighbors: Any, name: str) -> int:
     k = base.count_of(neighbors)
-    if len(members) <= k:
+    if count <= k:
         raise ValueError(
-            f"expected more than {name}={k} rows in a class to over-sample, but got {len(members)} in class "
-            f"{rows.classes[code]!r}"
+            f"expected more than {name}={k} rows in a class to over-sample, but got {count} in class {label!r}"
         )
     return k
+
+
+def check_all(count: int, neighbors: Any, name: str) -> int:
+    k = base.count_of(neighbors)
+    if count <= k:
+        raise ValueError(f"expected more than {name}={k} rows in X, but got {count}")
+    return k
+
+
+def in_danger(foreign: Any, m: int) -> Any:
+    """Whether of m neighbours at least half, but not all, are of other classes."""
+    return (2 * foreign >= m) & (foreign < m)
+
+
+def shares_of(foreign: Tensor, k: int, count: int, label: Any) -> Tensor:
+    """ADASYN's numbers of new rows, before they are rounded, from the foreign ones of k neighbours."""
+    share = foreign.to(torch.float32 if foreign.device.type == "mps" else torch.float64) / k
+    if not bool(share.sum() > 0):
+        raise RuntimeError(f"expected neighbours of other classes for ADASYN, but class {label!r} has none: use SMOTE")
+    return share / share.sum() * count
+
+
+def foreign_of(data: Data, code: int, codes: np.ndarray, neighbors: Any) -> np.ndarray:
+    """How many neighbours of each row of a class, among all rows, are of other classes."""
+    found = data.neighbours(None, data.of_class(code), neighbors)
+    return (codes[found] != code).sum(1)
 
 
 class SMOTE(Interpolating):
@@ -87,6 +118,12 @@ class SMOTE(Interpolating):
         neighbour = base.drawn_neighbours(rows.x[members], row, column, self.k_neighbors)
         return Recipe(code, members[row], members[neighbour], gap)
 
+    def _maker(self, data: Data, plan: dict[int, int]) -> tuple[Lines, bool]:
+        self._check_parameters()
+        for code in plan:
+            check_count(len(data.of_class(code)), data.classes[code], self.k_neighbors, "k_neighbors")
+        return Lines(data, dict.fromkeys(plan), self.k_neighbors), False
+
 
 class BorderlineSMOTE(SMOTE):
     """SMOTE from the rows in danger alone: those of whose m nearest neighbours at least half, but not all, are of
@@ -133,17 +170,18 @@ class BorderlineSMOTE(SMOTE):
 
     def _recipe(self, rows: Rows, code: int, count: int, draws: Draws) -> Recipe | None:
         members = rows.members(code)
-        m = base.count_of(self.m_neighbors)
-        if len(rows.x) <= m:
-            raise ValueError(f"expected more than m_neighbors={m} rows in X, but got {len(rows.x)}")
+        m = check_all(len(rows.x), self.m_neighbors, "m_neighbors")
         others = rows.codes[base.neighbours_of(rows.x, members, self.m_neighbors)] != code
-        foreign = others.sum(1)
-        danger = ((2 * foreign >= m) & (foreign < m)).nonzero().squeeze(1)
+        danger = in_danger(others.sum(1), m).nonzero().squeeze(1)
         if not len(danger):
             return None
         self.in_danger_indices[rows.classes[code]] = members[danger]
         of_class = self.kind == KINDS[0]
-        k = check_size(rows, members, code, self.k_neighbors, "k_neighbors") if of_class else self._k_of_all(rows)
+        k = (
+            check_size(rows, members, code, self.k_neighbors, "k_neighbors")
+            if of_class
+            else check_all(len(rows.x), self.k_neighbors, "k_neighbors")
+        )
         drawn = draws.integers(len(danger) * k, count)
         gap = base.draw_gap(draws, rows.x, count)
         row, column = danger[drawn // k], drawn % k
@@ -155,11 +193,18 @@ class BorderlineSMOTE(SMOTE):
             gap[foreign] *= base.draw_gap(draws, rows.x, len(foreign)) / 2
         return Recipe(code, members[row], neighbour, gap)
 
-    def _k_of_all(self, rows: Rows) -> int:
-        k = base.count_of(self.k_neighbors)
-        if len(rows.x) <= k:
-            raise ValueError(f"expected more than k_neighbors={k} rows in X, but got {len(rows.x)}")
-        return k
+    def _maker(self, data: Data, plan: dict[int, int]) -> tuple[Lines, bool]:
+        self._check_parameters()
+        m = check_all(len(data), self.m_neighbors, "m_neighbors")
+        of_class, codes, danger = self.kind == KINDS[0], data.codes(), {}
+        for code in plan:
+            foreign = foreign_of(data, code, codes, self.m_neighbors)
+            danger[code] = np.flatnonzero(in_danger(foreign, m))
+            if len(danger[code]) and of_class:
+                check_count(len(foreign), data.classes[code], self.k_neighbors, "k_neighbors")
+        if not of_class:
+            check_all(len(data), self.k_neighbors, "k_neighbors")
+        return Lines(data, danger, self.k_neighbors, anywhere=not of_class), False
 
 
 class ADASYN(Interpolating):
@@ -200,13 +245,7 @@ class ADASYN(Interpolating):
         members = rows.members(code)
         k = check_size(rows, members, code, self.n_neighbors, "n_neighbors")
         others = rows.codes[base.neighbours_of(rows.x, members, self.n_neighbors)] != code
-        wide = torch.float32 if rows.x.device.type == "mps" else torch.float64
-        share = others.sum(1).to(wide) / k
-        if not bool(share.sum() > 0):
-            raise RuntimeError(
-                f"expected neighbours of other classes for ADASYN, but class {rows.classes[code]!r} has none: use SMOTE"
-            )
-        per_row = (share / share.sum() * count).round().long()
+        per_row = shares_of(others.sum(1), k, count, rows.classes[code]).round().long()
         total = int(per_row.sum())
         if not total:
             raise ValueError(
@@ -218,3 +257,14 @@ class ADASYN(Interpolating):
         gap = base.draw_gap(draws, rows.x, total)
         neighbour = base.drawn_neighbours(rows.x[members], row, column, self.n_neighbors)
         return Recipe(code, members[row], members[neighbour], gap)
+
+    def _maker(self, data: Data, plan: dict[int, int]) -> tuple[Lines, bool]:
+        self._check_parameters()
+        codes, bases, weights = data.codes(), {}, {}
+        for code, count in plan.items():
+            k = check_count(len(data.of_class(code)), data.classes[code], self.n_neighbors, "n_neighbors")
+            foreign = foreign_of(data, code, codes, self.n_neighbors)
+            expected = shares_of(torch.from_numpy(foreign), k, count, data.classes[code]).numpy()
+            bases[code] = np.flatnonzero(expected)
+            weights[code] = expected[bases[code]]
+        return Lines(data, bases, self.n_neighbors, weights), False
