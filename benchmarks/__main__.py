@@ -1,6 +1,7 @@
 """python -m benchmarks run       measure, into benchmarks/results.json
 python -m benchmarks report    docs/performance.md and its plots from that
 python -m benchmarks samplers  samplers of millions of labels: the table of docs/data.md
+python -m benchmarks stream    batches from a file of 2 GiB: the figures of docs/sampling.md
 python -m benchmarks design    where the gradient is made: the table of docs/kernels.md
 python -m benchmarks aot       what the Triton kernels compile to, for GPUs that need not be there
 python -m benchmarks host      microseconds of Python around the Triton kernels
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import design, measure, report, samplers, train_step
+from benchmarks import design, measure, report, samplers, stream, train_step
 from benchmarks.augmentation import AUGMENTATION
 from benchmarks.cases import CASES
 from benchmarks.metrics import METRICS
@@ -102,6 +103,11 @@ def main() -> None:
     sampling.add_argument("labels", type=int, nargs="?", default=samplers.LABELS)
     sampling.add_argument("draws", type=int, nargs="?", default=samplers.DRAWS)
     sampling.set_defaults(command=lambda o: print(samplers.table(o.labels, o.draws)))
+    streaming = commands.add_parser("stream")
+    streaming.add_argument("file", nargs="?", default=None)
+    streaming.add_argument("mebibytes", type=int, nargs="?", default=2048)
+    streaming.add_argument("batches", type=int, nargs="?", default=200)
+    streaming.set_defaults(command=lambda o: stream.table(o.file, o.mebibytes, o.batches))
     for command in (running, reporting):
         command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
     for name, help_of_targets in (

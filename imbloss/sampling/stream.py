@@ -47,7 +47,7 @@ class _Tensor:
 class _Array:
     def __init__(self, x: np.ndarray) -> None:
         self.x, self.shape, self.device = x, x.shape, torch.device("cpu")
-        self.dtype = _native(x[:0]).dtype
+        self.dtype = _native(np.empty(0, x.dtype)).dtype
 
     def read(self, rows: np.ndarray) -> Tensor:
         return _native(self.x.take(rows, 0))
