@@ -552,6 +552,8 @@ class Streaming(base.Sampler):
         """
         check_number(batch_size, "batch_size", least=1, whole=True)
         check_number(memory, "memory", least=1, whole=True)
+        if getattr(self, "group", None) is not None:
+            raise ValueError("expected a sampler without group for a stream, of which each process has all of X")
         data = Data(X, y, self._computes, int(memory))
         counts = dict(zip(data.classes, data.members.counts.tolist(), strict=True))
         wanted = strategy.resolve(self.sampling_strategy, counts, strategy.OVER, y)
