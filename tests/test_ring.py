@@ -1,5 +1,6 @@
 """Several processes, each with rows of its own, find the neighbours and make the new rows of one with all rows."""
 
+import multiprocessing
 import os
 import re
 import time
@@ -94,7 +95,9 @@ def processes(rank, sizes, rendezvous, results):
             if hasattr(sampler, "in_danger_indices"):
                 out[name, "danger", dtype] = sampler.in_danger_indices
     X, y = (t[mine] for t in labelled())
-    out["strings"] = imbloss.SMOTE(random_state=0, group=group).fit_resample(X.numpy(), np.array(["a", "bb", "ccc"])[y])
+    out["strings"] = imbloss.SMOTE(random_state=0, group=group).fit_resample(
+        X.numpy(), np.array(["a", "bb", "ccc"])[y.numpy()]
+    )
     torch.manual_seed(rank)
     out["unseeded"] = imbloss.SMOTE(group=group).fit_resample(X, y)[0]
     out["errors"] = errors(group, rank, mine)
@@ -130,10 +133,17 @@ def errors(group, rank, mine):
     }
 
 
+def start(work, sizes, folder, *args):
+    # children of a server that has imported torch once
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["imbloss", "numpy", "pytest"])
+    args = (sizes, str(folder / "rendezvous"), str(folder), *args)
+    mp.start_processes(work, args, nprocs=len(sizes), start_method="forkserver")
+
+
 @pytest.fixture(scope="module", params=SHARDS, ids=lambda n: f"{n} processes")
 def shared(request, tmp_path_factory):
     folder, sizes = tmp_path_factory.mktemp("ring"), SHARDS[request.param]
-    mp.spawn(processes, (sizes, str(folder / "rendezvous"), str(folder)), nprocs=len(sizes))
+    start(processes, sizes, folder)
     return sizes, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(len(sizes))]
 
 
@@ -162,7 +172,7 @@ def test_new_rows_are_those_of_one_process(shared, name, dtype):
     sizes, results = shared
     X, y = labelled(dtype)
     sampler = SAMPLERS[name]()
-    X_want, y_want = sampler.fit_resample(X, y)
+    X_want, _ = sampler.fit_resample(X, y)
     new, found = [], []
     for rank, result in enumerate(results):
         X_new, y_new, info, added = result[name, dtype]
@@ -236,7 +246,7 @@ def test_an_error_of_one_process_is_an_error_of_all(shared, name):
 
 
 # ---- processes that end, or stop ---------------------------------------------------------------------------------
-SECONDS = 3
+SECONDS = 2
 
 
 def failing(rank, sizes, rendezvous, results, how):
@@ -252,7 +262,7 @@ def failing(rank, sizes, rendezvous, results, how):
             add(self, *args)
             if how == "ends":
                 os._exit(0)
-            time.sleep(3 * SECONDS)
+            time.sleep(2 * SECONDS + 1)
 
         blocks.Nearest.add = stop
     start = time.monotonic()
@@ -264,7 +274,7 @@ def failing(rank, sizes, rendezvous, results, how):
 @pytest.mark.parametrize("how", ["ends", "stops"])
 def test_a_process_that_ends_or_stops_is_an_error_of_the_others_within_the_time_out(how, tmp_path):
     sizes = (40, 30, 20)
-    mp.spawn(failing, (sizes, str(tmp_path / "rendezvous"), str(tmp_path), how), nprocs=3)
+    start(failing, sizes, tmp_path, how)
     for rank in (0, 2):
         (error, said), seconds = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert error is RuntimeError and seconds < 2 * SECONDS + 2
