@@ -36,6 +36,8 @@ def write(path: str, size: int, sparse: bool) -> None:
         else:
             for start in range(0, rows, 4096):
                 file.write(numbers.standard_normal((min(4096, rows - start), COLUMNS), np.float32).tobytes())
+        file.flush()
+        os.fsync(file.fileno())  # so that nothing is written any more while batches are read
 
 
 def measured(path: str, batches: int, every: int) -> dict[str, float]:

@@ -129,7 +129,7 @@ def test_new_rows_are_between_a_row_and_one_of_its_neighbours(name):
     X, y = data(dtype=torch.float64)
     sampler = SAMPLERS[name]
     k = sampler.n_neighbors if name == "ADASYN" else sampler.k_neighbors
-    x, labels = rows_of(sampler.stream(X, y, 200), 3)
+    x, labels = rows_of(sampler.stream(X, y, 100), 2)
     new = ~among(x, X)
     for row, c in zip(x[new], labels[new], strict=True):
         members = (y == c).nonzero().squeeze(1)

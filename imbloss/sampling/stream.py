@@ -19,7 +19,7 @@ from imbloss.sampling import _kinds, base, strategy
 from imbloss.sampling.blocks import Nearest
 from imbloss.sampling.neighbors import FLOATING, check_finite
 
-MEMORY = 2**26  # bytes of rows at a time, in a search
+MEMORY = 2**25  # bytes of rows at a time, in a search
 AT_ONCE = 1e11  # multiplications up to which neighbours are found when the stream is made: a second
 MOST_AHEAD = 64  # batches whose rows are searched for together
 
@@ -71,6 +71,12 @@ class _File:
         joined = np.diff(rows) == 1 if self.step == self.width else np.zeros(max(len(rows) - 1, 0), bool)
         ends = [*(np.flatnonzero(~joined) + 1).tolist(), len(rows)] if len(rows) else []
         begin = 0
+        if hasattr(os, "posix_fadvise"):  # all at once: a disk is slow, one after the other
+            for end in ends:
+                place = self.offset + int(rows[begin]) * self.step, (end - begin) * self.width
+                os.posix_fadvise(self._file.fileno(), *place, os.POSIX_FADV_WILLNEED)
+                begin = end
+            begin = 0
         for end in ends:
             self._fill(into[begin * self.width : end * self.width], self.offset + int(rows[begin]) * self.step)
             begin = end
