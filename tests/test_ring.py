@@ -297,13 +297,15 @@ def test_a_group_of_one_is_no_group(alone):
         assert all(map(torch.equal, make(group=alone).fit_resample(X, y), make().fit_resample(X, y)))
 
 
-def test_objects_and_streams_are_refused_beside_group(alone):
+def test_objects_streams_and_cleaners_are_refused_beside_group(alone):
     neighbors = pytest.importorskip("sklearn.neighbors")
     X, y = labelled()
     with pytest.raises(TypeError, match="expected k_neighbors to be an int beside group"):
         imbloss.SMOTE(k_neighbors=neighbors.NearestNeighbors(n_neighbors=4), group=alone).fit_resample(X, y)
     with pytest.raises(ValueError, match="expected a sampler without group for a stream"):
         imbloss.SMOTE(group=alone).stream(X, y, 8)
+    with pytest.raises(ValueError, match="expected smote without group"):
+        imbloss.SMOTEENN(smote=imbloss.SMOTE(group=alone)).fit_resample(X, y)
 
 
 def test_what_is_no_group_is_refused(alone):
