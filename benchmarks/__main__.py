@@ -3,6 +3,7 @@ python -m benchmarks report    docs/performance.md and its plots from that
 python -m benchmarks samplers  samplers of millions of labels: the table of docs/data.md
 python -m benchmarks cost      SMOTE and knn from a thousand rows to a million: docs/img/sampling_cost.svg
 python -m benchmarks indexes   faiss's indexes beside exact search: the table of docs/sampling.md
+python -m benchmarks stream    batches from a file of 2 GiB: the figures of docs/sampling.md
 python -m benchmarks design    where the gradient is made: the table of docs/kernels.md
 python -m benchmarks aot       what the Triton kernels compile to, for GPUs that need not be there
 python -m benchmarks host      microseconds of Python around the Triton kernels
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cost, design, indexes, measure, report, samplers, train_step
+from benchmarks import cost, design, indexes, measure, report, samplers, stream, train_step
 from benchmarks.augmentation import AUGMENTATION
 from benchmarks.cases import CASES
 from benchmarks.metrics import METRICS
@@ -114,6 +115,11 @@ def main() -> None:
     indexing = commands.add_parser("indexes")
     indexing.add_argument("rows", type=int, nargs="?", default=indexes.ROWS)
     indexing.set_defaults(command=lambda o: print(indexes.table(o.rows)))
+    streaming = commands.add_parser("stream")
+    streaming.add_argument("file", nargs="?", default=None)
+    streaming.add_argument("mebibytes", type=int, nargs="?", default=2048)
+    streaming.add_argument("batches", type=int, nargs="?", default=200)
+    streaming.set_defaults(command=lambda o: stream.table(o.file, o.mebibytes, o.batches))
     for command in (running, reporting):
         command.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
     for name, help_of_targets in (

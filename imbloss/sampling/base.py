@@ -79,6 +79,19 @@ class Sampler:
         numbers = {label: code for code, label in enumerate(rows.classes)}
         plan = {numbers[label]: count for label, count in self.sampling_strategy_.items()}
         x, codes, chosen = self._resample(rows, plan, draws_from(source.random_state, rows.x.device))
+        return self._as_given(X, y, rows, classes, x, codes, chosen)
+
+    def _as_given(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        rows: Rows,
+        classes: Any,
+        x: Tensor,
+        codes: Tensor,
+        chosen: Tensor | None,
+    ) -> tuple[Any, Any]:
+        """A result as the kinds of X and y."""
         kind = _kinds.kind_of(X)
         for name in ("sample_info_", "sample_indices_"):
             if kind != _kinds.TENSOR and hasattr(self, name):

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from imbloss.sampling import base
-from imbloss.sampling.base import Recipe, Rows, SampleInfo, Sampler
+from imbloss.sampling.base import Recipe, Rows, SampleInfo
 from imbloss.sampling.draws import Draws
+from imbloss.sampling.stream import Clouds, Data, Streaming
 
 BANDWIDTHS = ("class", "dataset")
 CHUNK = 1 << 18  # elements of a block of noise
 
 
-class Smoothed(Sampler):
+class Smoothed(Streaming):
     """A bootstrap with noise of a standard deviation per class and column."""
 
     sample_info_: SampleInfo
@@ -121,6 +122,13 @@ class RandomOverSampler(Smoothed):
         self.sample_indices_ = torch.cat([own, self.sample_info_.parent])
         return x, codes, self.sample_indices_ if self.shrinkage is None else None
 
+    def _maker(self, data: Data, plan: dict[int, int]) -> tuple[Clouds, bool]:
+        if self.shrinkage is None:  # a new row is one of the class's, as any is
+            return Clouds(data, {}), False
+        factor = factors(self.shrinkage, "shrinkage", plan, data.classes)
+        width = silverman(data.columns, len(data))
+        return Clouds(data, {c: factor[c] * width * data.spread(data.of_class(c), 0) for c in plan}), False
+
 
 class ROSE(Smoothed):
     r"""Random over-sampling examples: a smoothed bootstrap, normal noise around rows drawn again.
@@ -166,21 +174,36 @@ class ROSE(Smoothed):
         self.bandwidth = bandwidth
 
     def _resample(self, rows: Rows, plan: dict[int, int], draws: Draws) -> tuple[Tensor, Tensor, None]:
-        if self.bandwidth not in BANDWIDTHS:
-            raise ValueError(f"expected bandwidth in {BANDWIDTHS}, but got {self.bandwidth!r}")
+        self._check_bandwidth()
         if not self.keep_originals:
             counts = torch.bincount(rows.codes).tolist()
             plan = {code: count + plan.get(code, 0) for code, count in enumerate(counts)}
         factor = factors(self.shrink, "shrink", plan, rows.classes)
 
         def smooth(code: int, members: Tensor) -> Tensor:
-            if len(members) < 2:
-                raise ValueError(
-                    f"expected at least 2 rows in a class to draw from, but got {len(members)} in class "
-                    f"{rows.classes[code]!r}"
-                )
-            counted = len(members) if self.bandwidth == "class" else len(rows.x)
-            return factor[code] * silverman(rows.x.shape[1], counted) * spread(rows.x, members, 1)
+            return self._width(factor[code], rows.x.shape, len(members), rows.classes[code]) * spread(
+                rows.x, members, 1
+            )
 
         x, codes = self._bootstrap(rows, plan, draws, self.keep_originals, smooth)
         return x, codes, None
+
+    def _check_bandwidth(self) -> None:
+        if self.bandwidth not in BANDWIDTHS:
+            raise ValueError(f"expected bandwidth in {BANDWIDTHS}, but got {self.bandwidth!r}")
+
+    def _width(self, factor: float, shape: tuple[int, ...], count: int, label: Any) -> float:
+        if count < 2:
+            raise ValueError(f"expected at least 2 rows in a class to draw from, but got {count} in class {label!r}")
+        return factor * silverman(shape[1], count if self.bandwidth == "class" else shape[0])
+
+    def _maker(self, data: Data, plan: dict[int, int]) -> tuple[Clouds, bool]:
+        self._check_bandwidth()
+        codes = list(plan) if self.keep_originals else list(range(len(data.classes)))
+        factor = factors(self.shrink, "shrink", dict.fromkeys(codes, 0), data.classes)
+        scales = {}
+        for code in codes:
+            members = data.of_class(code)
+            width = self._width(factor[code], (len(data), data.columns), len(members), data.classes[code])
+            scales[code] = width * data.spread(members, 1)
+        return Clouds(data, scales), not self.keep_originals

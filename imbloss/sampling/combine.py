@@ -22,6 +22,8 @@ class Combined(Sampler):
     def _source(self) -> Sampler:
         if self.smote is not None and not isinstance(self.smote, SMOTE):
             raise TypeError(f"expected smote to be an imbloss.SMOTE or None, but got {describe(self.smote)}")
+        if self.smote is not None and self.smote.group is not None:
+            raise ValueError("expected smote without group: a cleaner would see one process's rows")
         return self if self.smote is None else self.smote
 
     def _clean(self) -> Choosing:

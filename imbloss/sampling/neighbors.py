@@ -24,7 +24,13 @@ CHUNK_ELEMENTS = 1 << 22  # of a tile of distances, or of candidates' difference
 
 
 def knn(
-    points: Any, k: int, queries: Any = None, *, metric: str = "l2", progress: bool | None = None
+    points: Any,
+    k: int,
+    queries: Any = None,
+    *,
+    metric: str = "l2",
+    progress: bool | None = None,
+    group: Any = None,
 ) -> tuple[Any, Any]:
     r"""The k nearest points of each query, exactly.
 
@@ -41,34 +47,52 @@ def knn(
             a point itself is none (copies of it are).
         metric: "l2", or "cosine", which no row of zeros has.
         progress: a bar on stderr; None shows one on a terminal, for a search of more than a few seconds.
+        group: a process group, each process of which calls this with rows of its own, of any number, and gets their
+            neighbours among all processes' points; process r's points have indices from n_0 + ... + n_(r-1) on. The
+            processes' blocks of points go round: each holds three at most. No bar is shown then.
 
     Returns:
         Distances, shape (m, k), ascending, not squared, float32 (float64 for float64 points); and indices, int64.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range, or a NaN; the message names it.
+            With ``group``, on all its processes where it is wrong on one, or where they differ.
+        RuntimeError: a process of ``group`` ended, or sent nothing within the group's time-out.
 
     >>> distances, indices = knn(torch.tensor([[0.0], [1.0], [3.0]]), k=1)
     >>> distances.flatten(), indices.flatten()
     (tensor([1., 1., 2.]), tensor([1, 0, 1]))
     """
+    if group is not None:
+        from imbloss.sampling import ring  # which needs what is here
+
+        return ring.knn(points, k, queries, metric, progress, group)
+    kind, rows, asked = checked(points, queries, metric, progress)
+    check_k(k, len(rows), asked is None)
+    if metric == "cosine":
+        units = None if asked is None else unit_rows(asked, "queries")
+        distances, indices = nearest(unit_rows(rows, "points"), k, units, progress=progress)
+        distances = cosine_of(distances, rows.dtype)
+    else:
+        distances, indices = nearest(rows, k, asked, progress=progress)
+    return _kinds.like(kind, distances), _kinds.like(kind, indices)
+
+
+def checked(points: Any, queries: Any, metric: str, progress: bool | None) -> tuple[str, Tensor, Tensor | None]:
+    """The kind of the points; points and queries as rows."""
     kind = _kinds.kind_of(points)
     rows = check_points(_kinds.to_tensor(points, "points"), "points")
     asked = None if queries is None else check_points(_kinds.to_tensor(queries, "queries"), "queries", like=rows)
     if metric not in METRICS:
         raise ValueError(f"expected metric in {METRICS}, but got {metric!r}")
-    check_k(k, len(rows), asked is None)
     if progress is not None and not isinstance(progress, bool):
         raise TypeError(f"expected progress to be True, False or None, but got {describe(progress)}")
-    if metric == "cosine":
-        dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
-        rows = _unit(rows, "points")
-        asked = None if asked is None else _unit(asked, "queries")
-        distances, indices = nearest(rows, k, asked, progress=progress)
-        distances = (distances.square() / 2).to(dtype)  # |a - b|^2 = 2 - 2 cos for vectors of length 1
-    else:
-        distances, indices = nearest(rows, k, asked, progress=progress)
-    return _kinds.like(kind, distances), _kinds.like(kind, indices)
+    return kind, rows, asked
+
+
+def cosine_of(distances: Tensor, dtype: torch.dtype) -> Tensor:
+    """From the distances of vectors of length 1: |a - b|^2 = 2 - 2 cos."""
+    return (distances.square() / 2).to(dtype if dtype == torch.float64 else torch.float32)
 
 
 def check_points(points: Tensor, name: str, like: Tensor | None = None) -> Tensor:
@@ -111,7 +135,7 @@ def check_finite(rows: Tensor, name: str) -> None:
             raise ValueError(f"expected {name} to be finite, but got {value} in row {start + row}")
 
 
-def _unit(rows: Tensor, name: str) -> Tensor:
+def unit_rows(rows: Tensor, name: str) -> Tensor:
     """Rows of length 1, in float64 where there is such a thing."""
     check_finite(rows, name)
     rows = rows.to(widest(rows))
