@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imbloss.priors import describe
 from imbloss.sampling import _kinds
-from imbloss.sampling.neighbors import METRICS, _unit, check_finite, check_points, nearest
+from imbloss.sampling.neighbors import METRICS, check_finite, check_points, nearest, unit_rows
 
 LINKS = 32  # of a node of an HNSW graph
 
@@ -223,7 +223,7 @@ class FaissNeighbors:
 
     def _prepared(self, rows: Tensor) -> np.ndarray:
         """float32 rows for faiss: less their mean, whose square would hide distances, or of length 1."""
-        rows = _unit(rows, "X") if self.metric == "cosine" else rows - self._centre
+        rows = unit_rows(rows, "X") if self.metric == "cosine" else rows - self._centre
         return np.ascontiguousarray(rows.to(torch.float32).numpy())
 
 
