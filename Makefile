@@ -3,6 +3,8 @@
 # make test-all   that, and the whole table in the interpreter of Triton: half an hour
 # make lint   what reviewers would otherwise have to say
 # make bench  benchmarks of this machine, into docs/performance.md
+# make docs   the documentation as a site, into site/
+# make dist   sdist and wheel into dist/, the wheel installed and tried in an environment of its own
 # make sanitize  csrc under AddressSanitizer and UBSan: bad reads, writes and arithmetic
 # Every target sets up what it needs, once; a second call reinstalls nothing.
 #
@@ -19,7 +21,7 @@ CORE := setup.py $(wildcard csrc/*)
 
 export IMBLOSS_REQUIRE_CORE := 1
 
-.PHONY: demo test test-all lint bench sanitize core clean
+.PHONY: demo test test-all lint bench docs dist sanitize core clean
 
 demo: $(VENV)/.lab
 	$(BIN)/imbloss compare
@@ -41,6 +43,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks report
 
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # A core and a package of their own, in build/sanitize, for the tests marked isa. Of AVX2: the parts of vectors that it
 # reads one by one are masked loads in AVX-512, which the sanitizers do not see. Without inlining, which would take many
 # minutes to compile, nothing is fused into multiply-adds: the test of the last digit is left out.
@@ -59,7 +64,7 @@ sanitize: $(VENV)/.dev
 core: $(VENV)/.dev
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info imbloss/*.so
+	rm -rf $(VENV) build dist site *.egg-info imbloss/*.so
 
 # torch first and by itself: no other install may then replace it
 $(VENV)/.torch:
