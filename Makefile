@@ -46,6 +46,24 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The wheel is made from the sdist. auditwheel names it after the newest glibc whose symbols it needs; torch's libraries
+# are torch's. Then the wheel alone, in an environment without this checkout: the smoke tests with each of its cores.
+CORES ?= $(or $(IMBLOSS_ISA),default avx2 avx512)
+WHEEL_PYTHON := $(CURDIR)/build/wheel/bin/python
+
+dist: $(VENV)/.dev
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude "libtorch*.so*" --exclude "libc10*.so*" \
+		--wheel-dir dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
+	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) build/wheel
+	$(if $(SYSTEM_TORCH),,$(WHEEL_PYTHON) -m pip install --quiet $(TORCH) $(TORCH_ARGS))
+	$(WHEEL_PYTHON) -m pip install --quiet pytest dist/*.whl
+	folder=$$(mktemp -d) && cp tests/test_smoke.py $$folder && cd $$folder && for core in $(CORES); do \
+		ATEN_CPU_CAPABILITY=$$core IMBLOSS_EXPECTED_ISA=$$core $(WHEEL_PYTHON) -m pytest -q test_smoke.py || exit 1; \
+	done && rm -r $$folder
+
 # A core and a package of their own, in build/sanitize, for the tests marked isa. Of AVX2: the parts of vectors that it
 # reads one by one are masked loads in AVX-512, which the sanitizers do not see. Without inlining, which would take many
 # minutes to compile, nothing is fused into multiply-adds: the test of the last digit is left out.
