@@ -1,5 +1,5 @@
-"""What an installed imbloss does with torch, numpy and pytest alone. `make dist` runs this file on the wheel, outside of
-the source tree and once for each core."""
+"""What an installed imbloss does with torch, numpy and pytest alone. `make dist` runs this file on the wheel, outside
+of the source tree and once for each core."""
 
 import importlib.metadata
 import os
