@@ -60,7 +60,8 @@ def on_page_content(content, page, config, files):
 
 def _formula(match):
     tex = " ".join(html.unescape(match[2]).split())
-    return convert(tex, display="block" if match[1] == "div" else "inline")
+    formula = convert(tex, display="block" if match[1] == "div" else "inline")
+    return formula.replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em"/>')
 
 
 # ---- docstrings --------------------------------------------------------------------------------------------------

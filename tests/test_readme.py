@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import imbloss.lab.report  # before a test puts something else in the place of its plots
 from imbloss.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,7 @@ def output_of(*command):
 TARGETS = {
     "demo": ".venv/bin/imbloss compare",
     "test": ".venv/bin/python -m pytest",
+    "docs": "mkdocs build --strict",
     "dist": "-m pytest -q test_smoke.py",
 }
 
@@ -135,6 +137,7 @@ RUN = {
     "imbloss doctor": doctor,
     "make demo": make,
     "make test": make,
+    "make docs": make,
     "make dist": make,
     "pip install": pip,
 }
@@ -151,7 +154,7 @@ def test_commands_run(command, folder, monkeypatch):
     if command != DRAWN:
         for plot in ("plot_recall", "plot_confusion", "plot_calibration"):
             monkeypatch.setattr(f"imbloss.lab.plots.{plot}", lambda results, path: None)
-        monkeypatch.setattr("imbloss.lab.report._plot", lambda title, plot, results: "")
+        monkeypatch.setattr(imbloss.lab.report, "_plot", lambda title, plot, results: "")
     monkeypatch.setattr("imbloss.lab.significance.DRAWS", 20)
     assert " ".join(words[:2]) in RUN, f"tests/test_readme.py does not know how to run: {command}"
     RUN[" ".join(words[:2])](words, folder)
