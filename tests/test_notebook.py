@@ -29,7 +29,7 @@ def test_the_notebook_runs(monkeypatch):
             cell.outputs = []
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     said, pictures = printed(notebook)
-    assert "digits: " in said and "12 trainings" in said and len(pictures) == 2
+    assert "digits: " in said and "14 trainings" in said and len(pictures) == 2
     assert "Every answer of the first two rows is the same: True" in said
 
 
@@ -39,6 +39,6 @@ def test_the_committed_outputs_are_of_a_whole_run():
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     said, pictures = printed(notebook)
-    assert len(pictures) == 2 and "18 trainings" in said
+    assert len(pictures) == 2 and "21 trainings" in said
     assert "Every answer of the first two rows is the same: True" in said
     assert re.search(r"imbloss \S+, torch \S+, Python \S+, .+, one thread, \d{4}-\d\d-\d\d", said)
