@@ -3,6 +3,8 @@
 # make test-all   that, and the whole table in the interpreter of Triton: half an hour
 # make lint   what reviewers would otherwise have to say
 # make bench  benchmarks of this machine, into docs/performance.md
+# make docs   the documentation as a site, into site/
+# make dist   sdist and wheel into dist/, the wheel installed and tried in an environment of its own
 # make sanitize  csrc under AddressSanitizer and UBSan: bad reads, writes and arithmetic
 # Every target sets up what it needs, once; a second call reinstalls nothing.
 #
@@ -19,7 +21,7 @@ CORE := setup.py $(wildcard csrc/*)
 
 export IMBLOSS_REQUIRE_CORE := 1
 
-.PHONY: demo test test-all lint bench sanitize core clean
+.PHONY: demo test test-all lint bench docs dist sanitize core clean
 
 demo: $(VENV)/.lab
 	$(BIN)/imbloss compare
@@ -42,6 +44,27 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks report
 
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The wheel is made from the sdist. auditwheel names it after the newest glibc whose symbols it needs; torch's libraries
+# are torch's. Then the wheel alone, in an environment without this checkout: the smoke tests with each of its cores.
+CORES ?= $(or $(IMBLOSS_ISA),default avx2 avx512)
+WHEEL_PYTHON := $(CURDIR)/build/wheel/bin/python
+
+dist: $(VENV)/.dev
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude "libtorch*.so*" --exclude "libc10*.so*" \
+		--wheel-dir dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
+	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) build/wheel
+	$(if $(SYSTEM_TORCH),,$(WHEEL_PYTHON) -m pip install --quiet $(TORCH) $(TORCH_ARGS))
+	$(WHEEL_PYTHON) -m pip install --quiet pytest dist/*.whl
+	folder=$$(mktemp -d) && cp tests/test_smoke.py $$folder && cd $$folder && for core in $(CORES); do \
+		ATEN_CPU_CAPABILITY=$$core IMBLOSS_EXPECTED_ISA=$$core $(WHEEL_PYTHON) -m pytest -q test_smoke.py || exit 1; \
+	done && rm -r $$folder
+
 # A core and a package of their own, in build/sanitize, for the tests marked isa. Of AVX2: the parts of vectors that it
 # reads one by one are masked loads in AVX-512, which the sanitizers do not see. Without inlining, which would take many
 # minutes to compile, nothing is fused into multiply-adds: the test of the last digit is left out.
@@ -60,7 +83,7 @@ sanitize: $(VENV)/.dev
 core: $(VENV)/.dev
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info imbloss/*.so
+	rm -rf $(VENV) build dist site *.egg-info imbloss/*.so
 
 # torch first and by itself: no other install may then replace it
 $(VENV)/.torch:

@@ -27,7 +27,14 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 .best { font-weight: 700 }
 .up { color: var(--good) } .down { color: var(--bad) }
 img { max-width: 100%; height: auto; background: white; border-radius: .4rem }
+.wide img { min-width: 34rem }
 pre { overflow-x: auto; padding: .7rem; border: 1px solid var(--line); border-radius: .4rem }
+@media (max-width: 40rem) {
+  table { font-size: .8rem }
+  th, td { padding: .3rem .4rem }
+  th { white-space: normal; vertical-align: bottom }
+  th:first-child, td:first-child { white-space: normal; min-width: 6rem; max-width: 7.5rem; padding-left: 0 }
+}
 """
 
 
@@ -126,4 +133,4 @@ def _plot(title: str, plot: Callable[[dict, Path], None], results: dict) -> str:
         path = Path(folder) / "plot.png"
         plot(results, path)
         picture = base64.b64encode(path.read_bytes()).decode()
-    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{picture}">'
+    return f'<h2>{title}</h2><div class="wide"><img alt="{title}" src="data:image/png;base64,{picture}"></div>'
