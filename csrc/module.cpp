@@ -8,7 +8,7 @@ namespace imbloss {
 void set_fill_new_tensors(bool fill);  // ops.cpp
 void keep_at_most(size_t bytes);
 size_t kept();
-}
+}  // namespace imbloss
 
 PYBIND11_MODULE(IMBLOSS_MODULE, m) {
   m.doc() = "The compiled core of imbloss for one instruction set.";
@@ -25,6 +25,7 @@ PYBIND11_MODULE(IMBLOSS_MODULE, m) {
       },
       "Compiler, flags and the torch whose headers were used.");
   m.def("set_fill_new_tensors", &imbloss::set_fill_new_tensors, "Fill new outputs with NaN before they are computed.");
-  m.def("keep_at_most", &imbloss::keep_at_most, "Bytes of freed results to keep for the next ones; frees what is kept now.");
+  m.def("keep_at_most", &imbloss::keep_at_most,
+        "Bytes of freed results to keep for the next ones; frees what is kept now.");
   m.def("kept", &imbloss::kept, "Bytes of freed results that are kept.");
 }
