@@ -572,6 +572,7 @@ def gradient(rows):
     return x.grad
 
 
+@pytest.mark.isa
 def test_the_memory_of_a_freed_gradient_serves_the_next(kept):
     first = gradient(1100)
     address = first.data_ptr()
@@ -589,6 +590,7 @@ def test_the_memory_of_a_freed_gradient_serves_the_next(kept):
     assert gradient(3000).shape == (3000, 1000)
 
 
+@pytest.mark.isa
 def test_little_is_kept(kept):
     gradients = [gradient(1100) for _ in range(5)]
     gradients.clear()
@@ -604,6 +606,7 @@ def test_little_is_kept(kept):
     assert kept() == 3 * (2 << 20)
 
 
+@pytest.mark.isa
 def test_views_and_storages_of_large_gradients(kept):
     whole = gradient(1100)
     part = whole[5:7].clone(), whole[5:7]
