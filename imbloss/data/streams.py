@@ -17,6 +17,20 @@ Item = TypeVar("Item")
 Draw = Callable[[np.ndarray], np.ndarray]
 
 
+def replica(num_replicas: int | None, rank: int | None, group: Any) -> tuple[int, int]:
+    """Checked, by default from torch.distributed where it is initialised."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if num_replicas is None:
+        num_replicas = torch.distributed.get_world_size(group) if distributed else 1
+    if rank is None:
+        rank = torch.distributed.get_rank(group) if distributed else 0
+    check_number(num_replicas, "num_replicas", least=1, whole=True)
+    check_number(rank, "rank", whole=True)
+    if not 0 <= rank < num_replicas:
+        raise ValueError(f"expected rank in [0, {num_replicas}), but got {rank}")
+    return int(num_replicas), int(rank)
+
+
 class Stream(DistributedSampler, Generic[Item]):
     """Draw k of an epoch is a function of seed, epoch and k. Rank r of R takes the draws r, r + R, r + 2 R, ...
 
@@ -29,16 +43,8 @@ class Stream(DistributedSampler, Generic[Item]):
         check_number(seed, "seed", least=0, whole=True)
         if seed >= 2**64:
             raise ValueError(f"expected seed < 2^64, but got {seed}")
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if num_replicas is None:
-            num_replicas = torch.distributed.get_world_size(group) if distributed else 1
-        if rank is None:
-            rank = torch.distributed.get_rank(group) if distributed else 0
-        check_number(num_replicas, "num_replicas", least=1, whole=True)
-        check_number(rank, "rank", whole=True)
-        if not 0 <= rank < num_replicas:
-            raise ValueError(f"expected rank in [0, {num_replicas}), but got {rank}")
-        self.seed, self.num_replicas, self.rank = int(seed), int(num_replicas), int(rank)
+        self.num_replicas, self.rank = replica(num_replicas, rank, group)
+        self.seed = int(seed)
         self.length = length  # draws of an epoch, all ranks together
         self.epoch = 0  # the one that is being drawn or, where none is, the next
         self._iterations = 0

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from imbloss.data.draws import AliasTable, key_of
 from imbloss.data.members import Members
+from imbloss.data.streams import replica
 from imbloss.priors import check_number, describe
 from imbloss.sampling import _kinds, base, strategy
 from imbloss.sampling.blocks import Nearest
@@ -502,20 +503,6 @@ class BalancedStream(IterableDataset):
                 raise ValueError(f"expected state_dict of a stream with {name} {value}, but got {state_dict[name]}")
         self.seed, self.epoch = state_dict["seed"], state_dict["epoch"]
         self._before, self._taken = state_dict["position"], 0
-
-
-def replica(num_replicas: int | None, rank: int | None, group: Any) -> tuple[int, int]:
-    """Checked, by default from torch.distributed where it is initialised."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if num_replicas is None:
-        num_replicas = torch.distributed.get_world_size(group) if distributed else 1
-    if rank is None:
-        rank = torch.distributed.get_rank(group) if distributed else 0
-    check_number(num_replicas, "num_replicas", least=1, whole=True)
-    check_number(rank, "rank", whole=True)
-    if not 0 <= rank < num_replicas:
-        raise ValueError(f"expected rank in [0, {num_replicas}), but got {rank}")
-    return int(num_replicas), int(rank)
 
 
 class Streaming(base.Sampler):
