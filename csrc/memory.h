@@ -16,14 +16,20 @@ namespace imbloss {
 constexpr size_t kHugePage = 2 << 20;
 constexpr int64_t kManyBytes = 4 << 20;  // large: from here on
 
+inline void advise_huge_pages(void* memory, size_t bytes) {
+#if defined(__linux__)
+  madvise(memory, bytes, MADV_HUGEPAGE);  // where it fails, pages are small
+#endif
+}
+
 struct Block {
   void* data;    // begins where a huge page does, else its edges would be of small pages
   size_t bytes;  // a multiple of kHugePage
 };
 
-// A training step frees its gradient before the next step makes one of the same size. What the system asks for zeroed
-// pages is up to 60 % of a loss's time, so blocks that are freed are kept, and marked (MADV_FREE): the system takes
-// their pages when it needs memory, before it swaps or kills. Slots are exchanged atomically, no thread ever waits.
+// A training step frees its gradient before the next step makes one of the same size. To zero new pages can take the
+// system longer than the loss, so blocks that are freed are kept, and marked (MADV_FREE): the system takes their pages
+// when it needs memory, before it swaps or kills. Slots are exchanged atomically, no thread ever waits.
 class Pool {
  public:
   // Null where there is no memory.
@@ -36,9 +42,7 @@ class Pool {
     }
     void* data = std::aligned_alloc(kHugePage, bytes);
     if (!data) return nullptr;
-#if defined(__linux__)
-    madvise(data, bytes, MADV_HUGEPAGE);  // where it fails, pages are small
-#endif
+    advise_huge_pages(data, bytes);
     return new Block{data, bytes};
   }
 

@@ -129,10 +129,24 @@ Tensor empty_strided(IntHeaderOnlyArrayRef sizes, const int64_t* strides, Scalar
 
 Pool pool;
 
-// Of a kept block, or of new huge pages; torch's own memory before 2.11, which has no torch_from_blob.
+// Torch's own memory, from where a huge page begins: before 2.11 there is no torch_from_blob.
+Tensor empty_in_huge_pages(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype, int64_t bytes) {
+  const int64_t element = bytes_of(dtype), all[] = {(bytes + static_cast<int64_t>(kHugePage)) / element}, step = 1;
+  Tensor memory = empty_strided({all, 1}, &step, dtype);
+  const auto start = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr()),
+             aligned = (start + kHugePage - 1) / kHugePage * kHugePage;
+  advise_huge_pages(reinterpret_cast<void*>(aligned), bytes);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), sizes.size(), sizes.data(), strides,
+                                                               (aligned - start) / element, &handle));
+  return Tensor(handle);
+}
+
+// Of a kept block, or of new huge pages.
 Tensor empty_large(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype, int64_t bytes) {
-  Block* block = torch_from_blob ? pool.take(bytes) : nullptr;
-  if (!block) return empty_strided(sizes, strides, dtype);
+  if (!torch_from_blob) return empty_in_huge_pages(sizes, strides, dtype, bytes);
+  Block* block = pool.take(bytes);
+  if (!block) return empty_strided(sizes, strides, dtype);  // torch says that there is no memory
   AtenTensorHandle handle;
   const auto error = torch_from_blob(
       block->data, sizes.size(), sizes.data(), strides, 0, shim_dtype(dtype), aoti_torch_device_type_cpu(), -1, &handle,

@@ -113,11 +113,7 @@ def _raced(work: Work, device: str, rows: int | None, compiles: bool) -> dict:
         "providers": {},
     }
     for name, loss in providers.items():
-        try:
-            seconds, peak = _measured(loss, x, y)
-            found["providers"][name] = {"seconds": seconds, "peak_bytes": peak}
-        except Exception as error:  # a rival that does not work here is a finding, not a failure
-            found["providers"][name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        found["providers"][name] = _tried(loss, x, y)
     found["repeats"] = "error" not in found["providers"]["imbloss"] and _repeats(work.loss, x, y)
     copy, _ = _measured(lambda x, y: x.clone(), x, y, backward=False)
     found["copy_seconds"] = copy
@@ -133,11 +129,7 @@ def _raced_neighbours(device: str, rows: int | None) -> dict:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     found = {"name": f"{NEIGHBOURS} neighbours", "shape": list(shape), "dtype": "float32", "providers": {}}
     for name, search in {"imbloss": lambda x, y: imbloss.knn(x, NEIGHBOURS)[0], "eager": _nearest_by_chunks}.items():
-        try:
-            seconds, peak = _measured(search, x, x, backward=False)
-            found["providers"][name] = {"seconds": seconds, "peak_bytes": peak}
-        except Exception as error:
-            found["providers"][name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        found["providers"][name] = _tried(search, x, x, backward=False)
     found["repeats"] = "error" not in found["providers"]["imbloss"] and all(
         torch.equal(a, b) for a, b in zip(imbloss.knn(x, NEIGHBOURS), imbloss.knn(x, NEIGHBOURS), strict=True)
     )
@@ -171,6 +163,15 @@ def _predicted(work: Work, x: Tensor, bandwidth: float) -> float | None:
     device = model.Device(properties.name, bandwidth, properties.multi_processor_count, clock)
     kind = "elements" if work.of_elements else model.kind(x.shape[1], 1 if x.dim() == 2 else 2)
     return sum(model.seconds(device, kind, x.numel(), x.element_size()))
+
+
+def _tried(loss: Step, x: Tensor, y: Tensor, backward: bool = True) -> dict:
+    """A rival that does not work here is a finding, not a failure."""
+    try:
+        seconds, peak = _measured(loss, x, y, backward)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    return {"seconds": seconds, "peak_bytes": peak}
 
 
 def _measured(loss: Step, x: Tensor, y: Tensor, backward: bool = True) -> tuple[float, int | None]:
