@@ -1,4 +1,4 @@
-"""Builds one shared object per instruction set from the same sources; everything else is in pyproject.toml."""
+"""Builds a core per instruction set from the same sources, and autograd's nodes; all else is in pyproject.toml."""
 
 import os
 import platform
@@ -63,6 +63,21 @@ def extension(isa, flags):
     )
 
 
+def autograd():
+    """Not of the stable ABI: it serves the torch that is here, and imbloss/_C.py leaves it alone with any other."""
+    flags = ["-std=c++20", *FLAGS[1:], "-O2", *EXTRA, *WARNINGS]  # C++20: torch's own headers
+    return Extension(
+        "imbloss._autograd",
+        ["csrc/autograd.cpp"],
+        include_dirs=include_paths(),
+        extra_compile_args=flags,
+        extra_link_args=EXTRA,
+        libraries=["torch_cpu", "torch_python", "c10"],
+        library_dirs=[os.path.join(os.path.dirname(torch.__file__), "lib")],
+        optional=not os.environ.get("IMBLOSS_REQUIRE_CORE"),
+    )
+
+
 class BuildExt(build_ext):
     """Compiles the variants side by side, each into a folder of its own: they share their source files."""
 
@@ -99,4 +114,5 @@ class BuildExt(build_ext):
 if __name__ == "__main__":
     if sys.platform == "win32":  # the vector types are GCC's and Clang's
         ISAS.clear()
-    setup(ext_modules=[extension(*item) for item in ISAS.items()], cmdclass={"build_ext": BuildExt})
+    extensions = [extension(*item) for item in ISAS.items()]
+    setup(ext_modules=[*extensions, *([autograd()] if extensions else [])], cmdclass={"build_ext": BuildExt})

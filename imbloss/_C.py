@@ -39,6 +39,16 @@ def _keep(module) -> None:
     module.keep_at_most(int(megabytes) << 20)
 
 
+def _load_autograd(build_info: dict[str, str]):
+    """Autograd's nodes in C++, if they were compiled with this very torch: its classes change from one to the next."""
+    if build_info.get("torch") != torch.__version__:
+        return None
+    try:
+        return importlib.import_module("imbloss._autograd")
+    except ImportError:
+        return None
+
+
 _module = _load()
 if _module is not None:
     _keep(_module)
@@ -57,3 +67,6 @@ def isa() -> str:
 def build_info() -> dict[str, str]:
     """Compiler, flags and torch version of the loaded core; empty without one."""
     return _module.build_info() if _module else {}
+
+
+autograd = _load_autograd(build_info())  # None: autograd.Function, in Python, as with every other torch

@@ -317,10 +317,11 @@ class Traversal:
         # tensors may be fake, or what autograd saves is someone's business (checkpointing, offloading)
         watched = torch.compiler.is_compiling() or _num_dispatch_modes() > 0 or _saved_tensors_hooks(False)
         if kernels == "triton" and not watched and type(logits) in _PLAIN and not logits.is_meta:
-            return _with_statistics(logits, (self, target, operands, options))
+            return _with_statistics(logits, ((self, options), target, operands))
         if watched or not reduced or kernels == "triton":  # whether the upstream gradient is 1 would be waited for
             return self._recomputed(logits, target, len(operands), *operands, *options)
-        return _with_grad(logits, ((self, options), target, operands))
+        with_grad = _with_grad if type(logits) in _PLAIN else WithGrad.apply
+        return with_grad(logits, ((self, options), target, operands))
 
     @functools.cached_property
     def launch_forward(self) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -338,6 +339,30 @@ class Traversal:
         """By the kernels, from nothing kept."""
         kept = self.forward(logits, *args, False)[1] if self.keeps else None
         return self.backward(grad_output, kept, logits, *args)
+
+    def later(self, options: tuple, grad_output: Tensor, grad: Tensor | None, saved: Sequence[Tensor]) -> Tensor:
+        """The gradient where the backward has more to do than to hand over `grad`, which may be gone."""
+        logits, target, *operands = saved
+        args = logits, target, operands, *options
+        if _num_dispatch_modes() > 0 or torch.compiler.is_compiling():  # compiled autograd
+            return self.gradient(grad_output, *args)
+        if _wants_composition(grad_output):
+            return self.reference_gradient(grad_output, *args)
+        factor = grad_output.item()
+        if factor != 1 and logits.dtype != grad_output.dtype:
+            # rounded to half precision and then scaled, a gradient would be rounded twice or underflow
+            return self.gradient(grad_output, *args)
+        grad = self.forward(*args, True)[1] if grad is None else grad
+        return grad if factor == 1 else grad.mul_(grad_output)
+
+    def later_from_statistics(self, options: tuple, grad_output: Tensor, _: None, saved: Sequence[Tensor]) -> Tensor:
+        """The gradient where the forward made statistics."""
+        logits, target, kept, *operands = saved
+        if _num_dispatch_modes() > 0 or torch.compiler.is_compiling():
+            return self.backward(grad_output, kept, logits, target, operands, *options)
+        if _wants_composition(grad_output):
+            return self.reference_gradient(grad_output, logits, target, operands, *options)
+        return self.launch_backward(grad_output, kept, logits, target, operands, *options)
 
     def reference_gradient(self, grad_output: Tensor, logits: Tensor, *args) -> Tensor:
         """As a differentiable composition."""
@@ -381,23 +406,12 @@ class WithGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad, ctx.grad = ctx.grad, None
-        if _wants_composition(grad_output) or torch.compiler.is_compiling():
-            factor = None
-        elif (factor := grad_output.item()) == 1 and grad is not None:
+        composed = _wants_composition(grad_output) or torch.compiler.is_compiling()
+        if grad is not None and not composed and grad_output.item() == 1:
             return grad, None
         traversal, options = ctx.recipe
-        logits, target, *operands = ctx.saved_tensors  # which notices that one was changed in place
-        args = logits, target, operands, *options
-        if factor is None:
-            compiling = torch.compiler.is_compiling()
-            grad = (traversal.gradient if compiling else traversal.reference_gradient)(grad_output, *args)
-        elif factor != 1 and logits.dtype != grad_output.dtype:
-            # rounded to half precision and then scaled, a gradient would be rounded twice or underflow
-            grad = traversal.gradient(grad_output, *args)
-        else:
-            grad = traversal.forward(*args, True)[1] if grad is None else grad
-            grad = grad if factor == 1 else grad.mul_(grad_output)
-        return grad, None
+        # reading what was saved notices that it was changed in place
+        return traversal.later(options, grad_output, grad, ctx.saved_tensors), None
 
 
 class WithStatistics(torch.autograd.Function):
@@ -405,19 +419,16 @@ class WithStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, call):
-        traversal, target, operands, options = call
+        ctx.recipe, target, operands = call
+        traversal, options = ctx.recipe
         loss, kept = traversal.launch_forward(logits, target, operands, *options, False)
         ctx.save_for_backward(logits, target, kept, *operands)
-        ctx.recipe = traversal, options
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]
         traversal, options = ctx.recipe
-        logits, target, kept, *operands = ctx.saved_tensors
-        if _wants_composition(grad_output) and not torch.compiler.is_compiling():
-            return traversal.reference_gradient(grad_output, logits, target, operands, *options), None
-        return traversal.launch_backward(grad_output, kept, logits, target, operands, *options), None
+        return traversal.later_from_statistics(options, grad_output, None, ctx.saved_tensors), None
 
 
 def _check_in_place(logits: Tensor, composed: bool) -> None:
@@ -473,9 +484,12 @@ class InPlace(torch.autograd.Function):
         return grad if grad.is_cpu and grad_output.item() == 1 else grad.mul_(grad_output), None
 
 
-# torch.autograd.Function.apply without its layer for torch.func, which is not active here: a microsecond.
-_with_grad = super(torch.autograd.Function, WithGrad).apply  # pyright: ignore[reportAttributeAccessIssue]
-_with_statistics = super(torch.autograd.Function, WithStatistics).apply  # pyright: ignore[reportAttributeAccessIssue]
+if _C.autograd is not None:  # the same in C++
+    _with_grad, _with_statistics = _C.autograd.with_grad, _C.autograd.with_statistics
+else:
+    # torch.autograd.Function.apply without its layer for torch.func, which is not active here: a microsecond
+    _with_grad = super(torch.autograd.Function, WithGrad).apply  # pyright: ignore[reportAttributeAccessIssue]
+    _with_statistics = super(torch.autograd.Function, WithStatistics).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def recomputed(kernel: Callable, backward_kernel: Callable, reference_gradient: Callable) -> Callable[..., Tensor]:

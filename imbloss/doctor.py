@@ -38,6 +38,7 @@ def environment() -> dict:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "core": _C.isa(),
         "build": _C.build_info(),
+        "autograd": "Python" if _C.autograd is None else "C++",
         "backend": _ops._backend,
         "devices": ["cpu", *accelerators(), *(["mps"] if torch.backends.mps.is_available() else [])],
         "triton_state": triton_state(),

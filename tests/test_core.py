@@ -1,5 +1,6 @@
 """The compiled core: its instruction sets, its loader, its arithmetic, and life without it."""
 
+import concurrent.futures
 import importlib.util
 import os
 import pickle
@@ -7,13 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 import imbloss
-from imbloss import _C
+from imbloss import _C, _ops
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +27,17 @@ def build_table():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(params=["C++", "Python"])
+def node(request, monkeypatch):
+    """The nodes of autograd in C++, and those for every other torch."""
+    if request.param == "Python":
+        monkeypatch.setattr(_ops, "_with_grad", _ops.WithGrad.apply)
+        monkeypatch.setattr(_ops, "_with_statistics", _ops.WithStatistics.apply)
+
+
+both_nodes = pytest.mark.usefixtures("node")
 
 
 def runnable_isas():
@@ -165,6 +179,7 @@ def test_autocast_gives_a_float32_loss():
     assert loss.dtype == torch.float32 and x.grad.dtype == torch.bfloat16
 
 
+@both_nodes
 def test_a_changed_input_is_noticed_by_a_second_backward():
     x = torch.randn(8, 3, requires_grad=True)
     z = x * 1
@@ -176,6 +191,7 @@ def test_a_changed_input_is_noticed_by_a_second_backward():
         torch.autograd.grad(loss, z)
 
 
+@both_nodes
 def test_a_gradient_of_the_gradient():
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     y = torch.tensor([0, 1, 2, 3, -100])
@@ -184,13 +200,102 @@ def test_a_gradient_of_the_gradient():
         assert torch.autograd.gradgradcheck(function, x)
 
 
-def test_the_gradient_is_not_copied():
+@both_nodes
+def test_the_gradient_is_not_copied(monkeypatch):
     """autograd takes over the memory that the forward wrote, so that a step needs one gradient and no more."""
+    written = []
+
+    def forward(*args):
+        loss, grad = _ops.softmax_rows.forward(*args)
+        written.append(grad.data_ptr())
+        return loss, grad
+
+    monkeypatch.setitem(_ops.softmax_rows.__dict__, "eager", forward)
     x = torch.randn(64, 1000, requires_grad=True)
-    loss = imbloss.focal_loss(x, torch.randint(0, 1000, (64,)))
-    pointer = loss.grad_fn.grad.data_ptr()
+    imbloss.focal_loss(x, torch.randint(0, 1000, (64,))).backward()
+    assert written == [x.grad.data_ptr()]
+
+
+@both_nodes
+def test_a_graph_lets_go_of_what_it_holds():
+    """Freed by the backward, and with the loss where there was none; a second backward says what was wrong."""
+    weight, kept = torch.ones(3), []
+    for backward in (True, False):
+        x = torch.randn(4, 3, requires_grad=True)
+        z = x * 1
+        kept.append(weakref.ref(z))
+        loss = imbloss.focal_loss(z, torch.tensor([0, 1, 2, 0]), weight=weight)
+        del z
+        if backward:
+            loss.backward()
+            with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                loss.backward()
+        else:
+            del loss
+        assert kept[-1]() is None
+
+
+@both_nodes
+def test_hooks_and_what_they_change():
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    (want,) = torch.autograd.grad(imbloss.focal_loss(x, y), x)
+    loss, seen = imbloss.focal_loss(x, y), []
+    loss.register_hook(lambda upstream: upstream * 3)
+    loss.grad_fn.register_hook(lambda downstream, upstream: seen.append((downstream[0], upstream[0].item())))
     loss.backward()
-    assert x.grad.data_ptr() == pointer
+    torch.testing.assert_close(x.grad, 3 * want)
+    assert torch.equal(seen[0][0], x.grad) and seen[0][1] == 3
+
+
+@both_nodes
+def test_what_goes_wrong_in_a_backward_arrives(monkeypatch):
+    class BrokenError(Exception):
+        pass
+
+    def gradient(*args):
+        raise BrokenError("so it is")
+
+    x = torch.randn(4, 3, requires_grad=True)
+    loss = imbloss.focal_loss(x, torch.tensor([0, 1, 2, 0]))
+    monkeypatch.setattr(_ops.Traversal, "reference_gradient", gradient)
+    with pytest.raises(BrokenError, match="so it is"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+@both_nodes
+def test_one_graph_in_several_threads():
+    """The gradient at hand is given once; the others compute it again."""
+    x, y = torch.randn(512, 10, requires_grad=True), torch.randint(0, 10, (512,))
+    (want,) = torch.autograd.grad(imbloss.focal_loss(x, y), x)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            loss = imbloss.focal_loss(x, y)
+            backward = lambda _: torch.autograd.grad(loss, x, retain_graph=True)[0]  # noqa: B023, E731
+            for got in pool.map(backward, range(4)):
+                assert torch.equal(got, want)
+
+
+@both_nodes
+def test_compiled_autograd():
+    from torch._dynamo import compiled_autograd
+
+    x, y = torch.randn(6, 4, requires_grad=True), torch.arange(6) % 4
+    for gamma, factor in ((2.0, 1.0), (1.5, 1.0), (1.5, 3.0)):
+        loss = lambda: factor * imbloss.focal_loss(x, y, gamma=gamma)  # noqa: B023, E731
+        (want,) = torch.autograd.grad(loss(), x)
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a break in the graph, with the node in Python
+            (got,) = torch.autograd.grad(loss(), x)
+        torch.testing.assert_close(got, want)
+
+
+def test_nodes_in_cpp_serve_the_torch_of_their_build_alone():
+    assert _C.autograd is not None and _ops._with_grad is _C.autograd.with_grad
+    loss = imbloss.focal_loss(torch.randn(2, 3, requires_grad=True), torch.tensor([0, 1]))
+    assert loss.grad_fn.name() == "FusedLossBackward"
+    assert _C._load_autograd({"torch": "2.10.0"}) is None and _C._load_autograd({}) is None
+    with pytest.raises(TypeError, match="expected logits and a tuple of three"):
+        _C.autograd.with_grad(loss)
 
 
 # ---- where autograd, torch.compile and the dispatcher are used in other ways ---------------------------------------
@@ -273,6 +378,7 @@ def test_exported():
     torch.testing.assert_close(program.module()(*more), model(*more))
 
 
+@both_nodes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["weight", "sample_weight", "target", "logits"])
 def test_an_operand_changed_before_its_use_is_noticed(name, dtype):
@@ -300,6 +406,7 @@ def test_forward_mode():
     torch.testing.assert_close(hessian, torch.func.hessian(lambda x: torch.nn.functional.cross_entropy(x, y))(x))
 
 
+@both_nodes
 def test_batched_gradients():
     x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
     loss = imbloss.focal_loss(x, y)
@@ -309,6 +416,7 @@ def test_batched_gradients():
     torch.testing.assert_close(got, upstream.view(3, 1, 1) * one)
 
 
+@both_nodes
 def test_traced_with_fake_tensors():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -323,6 +431,7 @@ def test_traced_with_fake_tensors():
     torch.testing.assert_close(make_fx(step)(x, y)(x, y), step(x, y))
 
 
+@both_nodes
 def test_checkpointing_keeps_nothing_behind_its_back():
     x, y = torch.randn(64, 100, requires_grad=True), torch.randint(0, 100, (64,))
     saved = []

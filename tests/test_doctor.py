@@ -29,6 +29,7 @@ def test_all_is_well_here(tmp_path):
     assert result.exit_code == 0 and result.stderr == "" and result.stdout.endswith("All is well.\n")
     findings = json.loads((tmp_path / "doctor.json").read_text())
     assert findings["problems"] == []
+    assert findings["environment"]["autograd"] == "C++"
     assert findings["environment"]["core"] == imbloss._C.isa() and findings["environment"]["torch"] in result.stdout
     checks = len(doctor.CHECKS) * len(doctor.SHAPES) + len(doctor.POINTS)
     assert findings["parity"]["checks"] == checks * len(doctor.DTYPES)
