@@ -196,13 +196,21 @@ bool row_strides(const Tensor& x, Strides& strides, int64_t& inner) {
   return true;
 }
 
-// Splits rows into blocks by the shape alone, and merges their sums in order, so that no result depends on threads.
+// Rows a block, by the shape alone, so that no result depends on threads. Few blocks are multiples of eight: of two or
+// three, one of two threads would wait for the other.
+int64_t rows_of_block(int64_t rows, int64_t classes) {
+  constexpr int64_t most_elements = 32 * 1024, alone = 12 * 1024, even = 8, whole_vectors = 16;
+  if (rows * classes <= alone) return rows;
+  const int64_t most = std::max<int64_t>(1, most_elements / classes), count = (rows + most - 1) / most;
+  const int64_t block = (rows + (count + even - 1) / even * even - 1) / ((count + even - 1) / even * even);
+  return block < whole_vectors ? block : (block + whole_vectors - 1) / whole_vectors * whole_vectors;
+}
+
+// Walks over all rows in blocks, and merges their sums in order.
 template <class F>
 BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
-  constexpr int64_t block_elements = 32 * 1024, whole_vectors = 16;
-  int64_t block_rows = std::max<int64_t>(1, block_elements / classes);
-  if (block_rows > whole_vectors) block_rows -= block_rows % whole_vectors;
-  const int64_t count = (rows + block_rows - 1) / block_rows;
+  const int64_t block_rows = rows_of_block(rows, classes);
+  const int64_t count = rows == 0 ? 1 : (rows + block_rows - 1) / block_rows;
   BlockSums all;
   if (count <= 1) {
     f(0, rows, all);
