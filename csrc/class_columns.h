@@ -17,6 +17,7 @@ struct ClassColumns {
   SoftmaxRows<S> rows;  // logits, targets, sample weights; stats (of PriorCE, without a divisor) and gradient
   bool prior_ce;        // whether there is any
   bool small_prior;     // whether one is too small for sums of plain exponentials
+  bool keeps_exp;       // whether exp(logits) of small tiles wait in the gradient's memory for the second pass
   const A* prior;
   const A* log_prior;
   const A* importance;  // v, of the rows with that target; null is 1
@@ -150,6 +151,11 @@ struct Tile {
   S* grad(const ClassColumns<S>& job, int r) const {
     return row_of(job.rows.grad, job.rows.grad_strides, job.rows.inner, begin + r);
   }
+  // That row where exponentials wait in it, else null.
+  A* kept_exp(const ClassColumns<S>& job, int r) const {
+    if constexpr (std::is_same_v<S, A>) return job.keeps_exp ? grad(job, r) : nullptr;
+    else return nullptr;
+  }
 
   // Calls f(integral_constant<int, U>, rows) for U rows that count at a time, from row `first` on.
   template <class F>
@@ -180,6 +186,15 @@ IMBLOSS_INLINE Vec<Accumulate<S>, U> load_abreast(const S* const* x, int64_t c, 
   IMBLOSS_UNROLL
   for (int u = 0; u < U; u++) v.r[u] = load_lanes(x[u] + c * step, step, n, Accumulate<S>(0)).r[0];
   return v;
+}
+template <int U, class S>
+IMBLOSS_INLINE void store_abreast(S* const* x, int64_t c, int64_t step, int n, Vec<Accumulate<S>, U> v) {
+  IMBLOSS_UNROLL
+  for (int u = 0; u < U; u++) {
+    Vec<Accumulate<S>> one;
+    one.r[0] = v.r[u];
+    store_lanes(x[u] + c * step, step, n, one);
+  }
 }
 template <int U, class A>
 IMBLOSS_INLINE Vec<A, U> repeat(Vec<A> v) {
@@ -217,12 +232,12 @@ void tops_by_class(const ClassColumns<S>& job, Tile<S>& tile) {
 }
 
 // Sums the rows from `first` on of each class, and the classes of each row but for the target. Returns the largest
-// logit, where they are not shifted.
-template <bool Shifted, class S>
+// logit, where they are not shifted. Adjacent: the classes of a row lie side by side, in the gradient too.
+template <bool Shifted, bool Adjacent, class S>
 Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first = 0) {
   using A = Accumulate<S>;
   constexpr int lanes = kLanes<A>;
-  const int64_t step = job.rows.logits_strides.cls;
+  const int64_t step = Adjacent ? 1 : job.rows.logits_strides.cls, grad_step = Adjacent ? 1 : job.rows.grad_strides.cls;
   A* const sums = tile.sum.get();
   Vec<A> largest(0);
   std::fill_n(sums, tile.padded, A(0));
@@ -230,16 +245,27 @@ Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first 
     constexpr int U = registers;
     using V = Vec<A, U>;
     const S* x[U];
+    A* kept[U];
     int64_t target[U];  // where the vector with the target begins
     for (int u = 0; u < U; u++) {
       x[u] = tile.logits(job, rows[u]);
+      kept[u] = tile.kept_exp(job, rows[u]);
       target[u] = tile.label[rows[u]] / lanes * lanes;
     }
+    // of the vectors from c on, the first with a target
+    auto next_target = [&](int64_t c) {
+      int64_t next = job.rows.classes;
+      for (int u = 0; u < U; u++) {
+        if (target[u] >= c) next = std::min(next, target[u]);
+      }
+      return next;
+    };
+    int64_t next = next_target(0);
     const V v = one_each<U>(tile.importance, rows), top = Shifted ? one_each<U>(tile.top, rows) : V(0);
     LongSum<V> others;
     V run(0);
     int left = kRun;
-    for_lanes<A>(job.rows.classes, [&](int64_t c, int n) {
+    for_lanes<A>(job.rows.classes, [&](int64_t c, int n) IMBLOSS_INLINE_LAMBDA {
       V z = load_abreast<U>(x, c, step, n), row(0), column;
       if constexpr (Shifted) {
         if (job.prior_ce) row = exp(z + repeat<U>(load(job.log_prior + c)) - top);
@@ -247,6 +273,7 @@ Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first 
         column = exp(z - repeat<U>(select(class_top == Vec<A>(-kInfinity<A>), Vec<A>(0), class_top)));
       } else {
         column = exp(z);
+        if (kept[0]) store_abreast(kept, c, grad_step, n, column);
         row = column * repeat<U>(load(job.prior + c));
         V size = abs(z);
         IMBLOSS_UNROLL
@@ -257,9 +284,11 @@ Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first 
       IMBLOSS_UNROLL
       for (int u = 0; u < U; u++) total.r[0] += column.r[u];
       store(sums + c, load(sums + c) + total);
-      IMBLOSS_UNROLL
-      for (int u = 0; u < U; u++) {
-        if (c == target[u]) row.r[u][tile.label[rows[u]] - c] = 0;
+      if (c == next) {
+        for (int u = 0; u < U; u++) {
+          if (c == target[u]) row.r[u][tile.label[rows[u]] - c] = 0;
+        }
+        next = next_target(c + 1);
       }
       run = run + row;
       if (--left > 0) return;
@@ -280,10 +309,10 @@ Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first 
 }
 
 // Everything but the targets' entries, as `other` times the row's exponentials and `slope` times the class's.
-template <bool Shifted, class S>
+template <bool Shifted, bool Adjacent, class S>
 void gradient_by_class(const ClassColumns<S>& job, Tile<S>& tile, const Accumulate<S>* other, int first = 0) {
   using A = Accumulate<S>;
-  const int64_t step = job.rows.logits_strides.cls, grad_step = job.rows.grad_strides.cls;
+  const int64_t step = Adjacent ? 1 : job.rows.logits_strides.cls, grad_step = Adjacent ? 1 : job.rows.grad_strides.cls;
   for (int r = first; r < tile.rows && !tile.all_count; r++) {
     if (tile.label[r] < 0) clear_row(job.rows, tile.begin + r);
   }
@@ -292,26 +321,25 @@ void gradient_by_class(const ClassColumns<S>& job, Tile<S>& tile, const Accumula
     using V = Vec<A, U>;
     const S* x[U];
     S* g[U];
+    A* kept[U];
     for (int u = 0; u < U; u++) {
       x[u] = tile.logits(job, rows[u]);
       g[u] = tile.grad(job, rows[u]);
+      kept[u] = tile.kept_exp(job, rows[u]);
     }
     const V v = one_each<U>(tile.importance, rows), a = one_each<U>(other, rows);
     const V top = Shifted ? one_each<U>(tile.top, rows) : V(0);
-    for_lanes<A>(job.rows.classes, [&](int64_t c, int n) {
-      V z = load_abreast<U>(x, c, step, n), grad;
+    for_lanes<A>(job.rows.classes, [&](int64_t c, int n) IMBLOSS_INLINE_LAMBDA {
+      V grad;
       if constexpr (Shifted) {
+        V z = load_abreast<U>(x, c, step, n);
         grad = exp(z - repeat<U>(load(job.top + c))) * (v * repeat<U>(load(job.slope + c)));
         if (job.prior_ce) grad = grad + exp(z + repeat<U>(load(job.log_prior + c)) - top) * a;
       } else {
-        grad = exp(z) * (a * repeat<U>(load(job.prior + c)) + v * repeat<U>(load(job.unshifted_slope + c)));
+        V e = kept[0] ? load_abreast<U>(kept, c, grad_step, n) : exp(load_abreast<U>(x, c, step, n));
+        grad = e * (a * repeat<U>(load(job.prior + c)) + v * repeat<U>(load(job.unshifted_slope + c)));
       }
-      IMBLOSS_UNROLL
-      for (int u = 0; u < U; u++) {
-        Vec<A> one;
-        one.r[0] = grad.r[u];
-        store_lanes(g[u] + c * grad_step, grad_step, n, one);
-      }
+      store_abreast(g, c, grad_step, n, grad);
     });
   });
 }
@@ -362,6 +390,7 @@ Accumulate<S> sum_by_row(const ClassColumns<S>& job, Tile<S>& tile) {
     using V = Vec<A, U>;
     const V v = load_rows<U>(tile.importance + r, n), y = load_rows<U>(label + r, n);
     const V top = Shifted ? load_rows<U>(tile.top + r, n) : V(0);
+    A* const kept = tile.kept_exp(job, r);
     LongSum<V> others;
     for (int64_t c = 0; c < classes;) {
       V run(0);
@@ -373,6 +402,7 @@ Accumulate<S> sum_by_row(const ClassColumns<S>& job, Tile<S>& tile) {
           column = exp(z - (class_top == -kInfinity<A> ? A(0) : class_top));
         } else {
           column = exp(z);
+          if (kept) store_rows(kept + c * job.rows.grad_strides.cls, n, column);
           row = column * job.prior[c];
           V size = abs(z);
           IMBLOSS_UNROLL
@@ -406,13 +436,16 @@ void gradient_by_row(const ClassColumns<S>& job, Tile<S>& tile, const Accumulate
     const V v = load_rows<U>(tile.importance + r, n), a = load_rows<U>(other + r, n);
     const V top = Shifted ? load_rows<U>(tile.top + r, n) : V(0);
     const auto counts = V(0) < load_rows<U>(tile.counts + r, n);
+    const A* const kept = tile.kept_exp(job, r);
     for (int64_t c = 0; c < job.rows.classes; c++) {
-      V z = load_rows<U>(x + c * step, n), grad;
+      V grad;
       if constexpr (Shifted) {
+        V z = load_rows<U>(x + c * step, n);
         grad = exp(z - job.top[c]) * (v * job.slope[c]);
         if (job.prior_ce) grad = grad + exp(z + job.log_prior[c] - top) * a;
       } else {
-        grad = exp(z) * (a * job.prior[c] + v * job.unshifted_slope[c]);
+        V e = kept ? load_rows<U>(kept + c * grad_step, n) : exp(load_rows<U>(x + c * step, n));
+        grad = e * (a * job.prior[c] + v * job.unshifted_slope[c]);
       }
       store_rows(g + c * grad_step, n, select(counts, grad, V(0)));
     }
@@ -444,6 +477,7 @@ void sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
   const S* x = tile.logits(job, r);
+  float* const kept = tile.kept_exp(job, r);
   for (int i = 0; i < classes; i++) {
     Vec<float, U> z = load_packed<Weighted, U>(x, tile, packed, r, i, classes), column = exp(z), size = abs(z);
     Vec<float> total = load(tile.lane_sum.get() + i * lanes);
@@ -453,6 +487,7 @@ void sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows
       one.r[0] = column.r[u];
       largest.r[0] = max_register(largest.r[0], size.r[u]);
       store(e + (u * classes + i) * lanes, packed.scaled(one, i));
+      if (kept) store(kept + (u * classes + i) * lanes, one);
       if (Weighted) one = one * packed.spread(load(tile.importance + r + u * lanes), i);
       total = total + one;
     }
@@ -475,11 +510,18 @@ void gradient_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const Packe
   const int classes = static_cast<int>(job.rows.classes);
   const S* x = tile.logits(job, r);
   S* g = tile.grad(job, r);
+  const float* const kept = tile.kept_exp(job, r);
   Vec<float, U> v = load<U>(tile.importance + r), factor = load<U>(other + r);
   // other prior + v slope = v (other / v prior + slope)
   if (Weighted) factor = select(Vec<float, U>(0) < v, factor / v, Vec<float, U>(0));
   for (int i = 0; i < classes; i++) {
-    Vec<float, U> e = exp(load_packed<Weighted, U>(x, tile, packed, r, i, classes));
+    Vec<float, U> e;
+    if (kept) {
+      IMBLOSS_UNROLL
+      for (int u = 0; u < U; u++) e.r[u] = load(kept + (u * classes + i) * lanes).r[0];
+    } else {
+      e = exp(load_packed<Weighted, U>(x, tile, packed, r, i, classes));
+    }
     IMBLOSS_UNROLL
     for (int u = 0; u < U; u++) {
       Vec<float> one, a, of_row;
@@ -513,7 +555,7 @@ float sum_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<S>& 
     if (tile.weighted()) sum_packed_rows<true, registers>(job, tile, packed, r, e, largest);
     else sum_packed_rows<false, registers>(job, tile, packed, r, e, largest);
   });
-  const float largest_rest = sum_by_class<false>(job, tile, rest);
+  const float largest_rest = sum_by_class<false, true>(job, tile, rest);
   for (int r = 0; r < lanes; r++) {
     for (int c = 0; c < classes; c++) tile.sum[c] += tile.lane_sum[r * classes + c];
   }
@@ -529,7 +571,7 @@ void gradient_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<
   for (int r = 0; r < rest && !tile.all_count; r++) {
     if (tile.label[r] < 0) clear_row(job.rows, tile.begin + r);
   }
-  gradient_by_class<false>(job, tile, other, rest);
+  gradient_by_class<false, true>(job, tile, other, rest);
 }
 #endif
 
@@ -609,7 +651,9 @@ bool sum_small_tile(const ClassColumns<S>& job, const PackedRows* packed, Tile<S
     if (packed) return sum_packed(job, *packed, tile) <= kSmallColumnLogit<A>;
   }
 #endif
-  const A largest = rows_are_adjacent(job.rows) ? sum_by_row<false>(job, tile) : sum_by_class<false>(job, tile);
+  const A largest = rows_are_adjacent(job.rows)      ? sum_by_row<false>(job, tile)
+                    : classes_are_adjacent(job.rows) ? sum_by_class<false, true>(job, tile)
+                                                     : sum_by_class<false, false>(job, tile);
   return largest <= kSmallColumnLogit<A>;
 }
 
@@ -633,7 +677,7 @@ void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnS
       finish_tile<true>(job, tile, sums);
     } else {
       tops_by_class(job, tile);
-      sum_by_class<true>(job, tile);
+      sum_by_class<true, false>(job, tile);
       finish_tile<true>(job, tile, sums);
     }
     if (tile.any_counts) add_classes(sums, classes, tile.sum.get(), *small ? nullptr : tile.column_top.get());
@@ -725,15 +769,15 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
     }
     const bool shifted = !small || !*small++;
     if (shifted && dense) gradient_by_row<true>(job, tile, other);
-    else if (shifted) gradient_by_class<true>(job, tile, other);
+    else if (shifted) gradient_by_class<true, false>(job, tile, other);
     else if (dense) gradient_by_row<false>(job, tile, other);
 #if defined(IMBLOSS_MOVES_LANES)
     else if (packed) {
       if constexpr (std::is_same_v<A, float>) gradient_packed(job, *packed, tile, other);
     }
 #endif
-    else
-      gradient_by_class<false>(job, tile, other);
+    else if (classes_are_adjacent(job.rows)) gradient_by_class<false, true>(job, tile, other);
+    else gradient_by_class<false, false>(job, tile, other);
     if (shifted) store_targets<true>(job, tile, upstream);
     else store_targets<false>(job, tile, upstream);
   });

@@ -693,7 +693,7 @@ struct ColumnsCall {
   int64_t num_blocks() {
     constexpr int64_t elements = 16 * 1024, fewest_rows = 32, most = 64;
     const int64_t wanted = std::min({rows.count * rows.classes / elements, rows.count / fewest_rows, most});
-    const int64_t count = std::max<int64_t>(wanted, 1);
+    const int64_t count = wanted <= 1 ? 1 : wanted + wanted % 2;  // two threads have as much to do
     block_rows_ = std::max<int64_t>((((rows.count + count - 1) / count) + kWhole - 1) / kWhole * kWhole, 1);
     return std::max<int64_t>((rows.count + block_rows_ - 1) / block_rows_, 1);
   }
@@ -784,6 +784,7 @@ std::tuple<Tensor, Tensor> class_columns_op(Tensor logits, Tensor target, Operan
     std::unique_ptr<A[]> stats_and_factors;
     Tensor kept = keep_grad ? rows.new_grad(call.job.rows) : new_tensor({kept_shape, 1}, kScalarType<A>);
     if (keep_grad) stats_and_factors.reset(new A[kept_shape[0]]);
+    call.job.keeps_exp = keep_grad && std::is_same_v<S, A> && !std::getenv("NOKEEP");
     A* stats = keep_grad ? stats_and_factors.get() : static_cast<A*>(kept.mutable_data_ptr());
     A* factors = stats + kNumRowStats * rows.count;
     call.keep_stats(stats);

@@ -153,6 +153,12 @@ IMBLOSS_INLINE int64_t next_vector(int64_t c, int64_t lanes, int64_t classes) {
   return c + lanes == classes ? -1 : std::min(c + lanes, classes - lanes);
 }
 
+// Whether the classes of a row lie side by side, in the gradient too.
+template <class S>
+bool classes_are_adjacent(const SoftmaxRows<S>& job) {
+  return job.logits_strides.cls == 1 && (!job.grad || job.grad_strides.cls == 1);
+}
+
 // n lanes at p, `step` apart; the others hold `fill`.
 template <class S>
 IMBLOSS_INLINE Vec<Accumulate<S>> load_lanes(const S* p, int64_t step, int n, Accumulate<S> fill) {
