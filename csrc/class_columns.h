@@ -776,7 +776,8 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
       if constexpr (std::is_same_v<A, float>) gradient_packed(job, *packed, tile, other);
     }
 #endif
-    else if (classes_are_adjacent(job.rows)) gradient_by_class<false, true>(job, tile, other);
+    else if (classes_are_adjacent(job.rows))
+      gradient_by_class<false, true>(job, tile, other);
     else gradient_by_class<false, false>(job, tile, other);
     if (shifted) store_targets<true>(job, tile, upstream);
     else store_targets<false>(job, tile, upstream);

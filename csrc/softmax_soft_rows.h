@@ -2,7 +2,9 @@
 // with label smoothing. Every class takes part, so the policy is asked for each.
 #pragma once
 
-#include "rows.h"
+#include <optional>
+
+#include "softmax_wide_rows.h"
 
 namespace imbloss {
 
@@ -184,6 +186,202 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
       V grad = terms.grad(load(slopes + c), load(e + c), all_top, all_others);
       store_grad(job, g, c, n, grad * factor);
     });
+  }
+}
+
+// ---- many classes that lie side by side, and logits so small that nothing is shifted ------------------------------
+// The same with the class at the top taken out of the loops where its p may be near 1, so that these have no selects.
+template <class S, class T, class Policy>
+class WideSoftRow {
+  using A = Accumulate<S>;
+  using V = Vec<A>;
+  static constexpr int lanes = kLanes<A>;
+
+ public:
+  WideSoftRow(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, A* e, A* slopes)
+      : job_(job), targets_(targets), policy_(policy), e_(e), slopes_(slopes), spread_(targets.spread(job)) {}
+
+  // Exponentials, and what the slopes need to know of them; false where logits are not small.
+  bool read(const S* x) {
+    x_ = x;
+    V largest(0);
+    Exponentials<V> all;
+    for (int64_t c = 0; c < job_.classes;) {
+      typename Exponentials<V>::Run run;
+      const int64_t end = std::min(job_.classes, c + kRun * lanes);
+      for (; c + lanes <= end; c += lanes) {
+        V z = wide_logits<1>(job_, x, c), e = exp(z);
+        largest = max(largest, abs(z));
+        store(e_ + c, e);
+        all.add(run, e);
+      }
+      if (c < end) {
+        const Part<A> part = first_lanes<A>(static_cast<int>(end - c));
+        V z = wide_logits(job_, x, c, part), e = select(part, exp(z), V(0));
+        largest = max(largest, abs(z));
+        store(e_ + c, e);
+        all.add(run, e);
+        c = end;
+      }
+      all.add(run);
+    }
+    if (!(max_lane(largest) <= kSmallLogit)) return false;
+    // across lanes: the largest of one is among the others of the row
+    const A top = max_lane(all.top);
+    const auto at_top = all.top == V(top);
+    const A tops = sum(select(at_top, V(1), V(0))), lower = sum(select(at_top, V(0), all.top));
+    terms_.emplace(V(top), V(sum(all.others.value()) + (lower + (tops - 1) * top)));
+    top_class_ = -1;
+    if (max_lane(terms_->q_top) < A(0.5)) {
+      for (top_class_ = 0; e_[top_class_] != top;) top_class_++;
+    }
+    return true;
+  }
+
+  // The loss; keeps the weighted slopes.
+  A loss(const T* t, int64_t label, Exponent<V> gamma) {
+    t_ = t;
+    A value = 0, top_slope = 0;
+    switch (job_.gamma_high ? -1 : gamma.whole) {
+      case 0:
+        gamma.whole = 0;
+        value = sum_of_slopes(gamma);
+        break;
+      case 2:
+        gamma.whole = 2;
+        value = sum_of_slopes(gamma);
+        break;
+      default:
+        value = sum_of_slopes(gamma);
+    }
+    auto one = [&](int64_t c, A share) {
+      if (job_.weight) share *= job_.weight[c];
+      if (job_.gamma_high) gamma = {V(job_.gamma_high[c]), V(job_.gamma_low[c])};
+      const Point<V> point = terms_->point(policy_, gamma, V(wide_logit(c)), V(e_[c]));
+      value += share == 0 ? A(0) : share * max_lane(point.value);
+      return share == 0 ? A(0) : share * max_lane(point.slope);
+    };
+    if (top_class_ >= 0) top_slope = one(top_class_, t ? share(t, top_class_) : spread_);
+    if (label >= 0) {
+      const A more = one(label, targets_.kept());
+      slopes_[label] += more;
+      (label == top_class_ ? top_slope : others_) += more;
+    }
+    top_slope_ = top_slope;
+    return value;
+  }
+
+  void gradient(S* g, A factor) {
+    const V all(top_slope_ + others_);
+    auto grad = [&](V slope, V e) IMBLOSS_INLINE_LAMBDA { return (slope - e * terms_->inverse_total * all) * factor; };
+    int64_t c = 0;
+    for (; c + lanes <= job_.classes; c += lanes) {
+      V v = grad(load(slopes_ + c), load(e_ + c));
+      store(g + c, job_.scale ? v * load(job_.scale + c) : v);
+    }
+    if (c < job_.classes) {
+      const Part<A> part = first_lanes<A>(static_cast<int>(job_.classes - c));
+      V v = grad(load(slopes_ + c), load(e_ + c));
+      store(g + c, part, job_.scale ? v * load(job_.scale + c, part, A(0)) : v);
+    }
+    if (top_class_ < 0) return;
+    const A p = e_[top_class_] * max_lane(terms_->inverse_total), q = max_lane(terms_->q_top);
+    const A v = (top_slope_ * q - p * others_) * factor;
+    store_one(g + top_class_, job_.scale ? v * job_.scale[top_class_] : v);
+  }
+
+ private:
+  const SoftmaxRows<S>& job_;
+  const SoftTargets<S, T>& targets_;
+  const Policy& policy_;
+  A *const e_, *const slopes_;
+  const A spread_;
+  const S* x_;
+  const T* t_;
+  std::optional<RowTerms<V>> terms_;
+  int64_t top_class_;  // -1 where it needs no care
+  A top_slope_, others_;
+
+  A wide_logit(int64_t c) const {
+    A z = load_one(x_ + c);
+    if (job_.scale) z *= job_.scale[c];
+    return job_.bias ? z + job_.bias[c] : z;
+  }
+  A share(const T* t, int64_t c) const { return load_one(t + c) * targets_.kept() + spread_; }
+
+  // Of all classes but the one at the top: their sums, with labels as if they were spread evenly.
+  IMBLOSS_INLINE A sum_of_slopes(Exponent<V> gamma) {
+    LongSum<V> loss, slopes;
+    const int64_t ends[] = {top_class_ < 0 ? job_.classes : top_class_, job_.classes};
+    int64_t c = 0;
+    for (const int64_t end : ends) {
+      while (c < end) {
+        V run_loss(0), run_slopes(0);
+        const int64_t run_end = std::min(end, c + kRun * lanes);
+        for (; c + lanes <= run_end; c += lanes) {
+          if (job_.gamma_high) gamma = {load(job_.gamma_high + c), load(job_.gamma_low + c)};
+          V share = t_ ? load(t_ + c) * targets_.kept() + spread_ : V(spread_);
+          if (job_.weight) share = share * load(job_.weight + c);
+          const Point<V> point = of_class(gamma, wide_logits<1>(job_, x_, c), load(e_ + c));
+          V slope = share * point.slope;
+          store(slopes_ + c, slope);
+          run_slopes = run_slopes + slope;
+          run_loss = run_loss + share * point.value;
+        }
+        if (c < run_end) {
+          const Part<A> part = first_lanes<A>(static_cast<int>(run_end - c));
+          if (job_.gamma_high) gamma = {load(job_.gamma_high + c, part, A(0)), load(job_.gamma_low + c, part, A(0))};
+          V share = t_ ? load(t_ + c, part, A(0)) * targets_.kept() + spread_ : V(spread_);
+          if (job_.weight) share = share * load(job_.weight + c, part, A(0));
+          const Point<V> point = of_class(gamma, wide_logits(job_, x_, c, part), load(e_ + c, part, A(1)));
+          V slope = select(part, share * point.slope, V(0));
+          store(slopes_ + c, part, slope);
+          run_slopes = run_slopes + slope;
+          run_loss = run_loss + select(part, share * point.value, V(0));
+          c = run_end;
+        }
+        loss.add(run_loss);
+        slopes.add(run_slopes);
+      }
+      if (c < job_.classes) slopes_[c++] = 0;  // the top
+    }
+    others_ = sum(slopes.value());
+    return sum(loss.value());
+  }
+  IMBLOSS_INLINE Point<V> of_class(Exponent<V> gamma, V z, V e) const {
+    V p = e * terms_->inverse_total;
+    return policy_(Row<V>{z - terms_->log_total, p, 1 - p}, gamma);
+  }
+};
+
+template <class S, class T, class Policy>
+void soft_wide_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t begin,
+                    int64_t end, BlockSums& sums) {
+  using A = Accumulate<S>;
+  using V = Vec<A>;
+  constexpr int lanes = kLanes<A>;
+  const int64_t padded = (job.classes + lanes - 1) / lanes * lanes;
+  Scratch<A> scratch(2 * padded);
+  WideSoftRow<S, T, Policy> wide(job, targets, policy, scratch.data(), scratch.data() + padded);
+  const Exponent<V> gamma = shared_gamma<V>(job);
+  for (int64_t row = begin; row < end; row++) {
+    int64_t label;
+    if (!targets.counts(job, row, label, sums)) {
+      if (job.loss) job.loss[row] = 0;
+      if (job.grad) clear_row(job, row);
+      continue;
+    }
+    if (!wide.read(row_of(job.logits, job.logits_strides, job.inner, row))) {
+      soft_rows_in_scratch(job, targets, policy, row, row + 1, sums);
+      continue;
+    }
+    const T* t = targets.probabilities ? row_of(targets.probabilities, targets.strides, job.inner, row) : nullptr;
+    const A weight = sample_weight_of(job, row), value = weight * wide.loss(t, label, gamma);
+    sums.loss += value;
+    if (job.loss) job.loss[row] = value;
+    if (!job.grad) continue;
+    wide.gradient(row_of(job.grad, job.grad_strides, job.inner, row),
+                  weight * job.inverse_divisor * upstream_of(job, row));
   }
 }
 
@@ -386,6 +584,8 @@ void softmax_soft_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targe
       rows_are_adjacent(job) && job.classes <= (1 << 24) && (!targets.probabilities || targets.strides.inner == 1);
   if (dense) soft_dense_rows(job, targets, policy, begin, end, sums);
   else if (rows_can_turn(job, targets)) soft_turned_rows(job, targets, policy, begin, end, sums);
+  else if (rows_are_wide(job) && (!targets.probabilities || targets.strides.cls == 1))
+    soft_wide_rows(job, targets, policy, begin, end, sums);
   else soft_rows_in_scratch(job, targets, policy, begin, end, sums);
 }
 
