@@ -64,9 +64,11 @@ IMBLOSS_INLINE void pair_rows(const SoftmaxRows<S>& job, const Policy& policy, E
   W top = max(target_z, other_z), below = -abs(target_z - other_z);
   W e = exp(below) + (top - top);  // NaN where the top is infinite
   const auto other_on_top = target_z < other_z;
-  W e_target = select(other_on_top, e, W(1)), e_other = select(other_on_top, W(1), e);
-  Finished<W> f =
-      finish(policy, gamma, weight, job.inverse_divisor, select(other_on_top, below, W(0)), e_target, e_other);
+  W inverse_total = reciprocal(e + 1), lower = e * inverse_total;
+  W p = select(other_on_top, lower, inverse_total), q = select(other_on_top, inverse_total, lower);
+  Point<W> point = policy(Row<W>{select(other_on_top, below, W(0)) - log1p_of_fraction(e), p, q}, gamma);
+  W slope = weight * job.inverse_divisor * point.slope;
+  Finished<W> f{weight * point.value, -(slope * inverse_total), slope * q};
 
   if (!all_count) f.value = select(W(0) < load<U>(counts), f.value, W(0));
   sums.loss += sum(f.value);
@@ -78,7 +80,7 @@ IMBLOSS_INLINE void pair_rows(const SoftmaxRows<S>& job, const Policy& policy, E
     store(stats + kTarget * job.stats_stride, f.target);
   }
   if (!job.grad) return;
-  W other = f.other * e_other, grad[2] = {select(is_second, other, f.target), select(is_second, f.target, other)};
+  W other = -f.target, grad[2] = {select(is_second, other, f.target), select(is_second, f.target, other)};
   IMBLOSS_UNROLL
   for (int c = 0; c < 2; c++) {
     if (job.scale) grad[c] = grad[c] * job.scale[c];
