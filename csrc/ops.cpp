@@ -784,7 +784,7 @@ std::tuple<Tensor, Tensor> class_columns_op(Tensor logits, Tensor target, Operan
     std::unique_ptr<A[]> stats_and_factors;
     Tensor kept = keep_grad ? rows.new_grad(call.job.rows) : new_tensor({kept_shape, 1}, kScalarType<A>);
     if (keep_grad) stats_and_factors.reset(new A[kept_shape[0]]);
-    call.job.keeps_exp = keep_grad && std::is_same_v<S, A> && !std::getenv("NOKEEP");
+    call.job.keeps_exp = keep_grad && std::is_same_v<S, A>;
     A* stats = keep_grad ? stats_and_factors.get() : static_cast<A*>(kept.mutable_data_ptr());
     A* factors = stats + kNumRowStats * rows.count;
     call.keep_stats(stats);
