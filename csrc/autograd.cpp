@@ -41,12 +41,15 @@ py::object wrapped(Tensor tensor) {
   return checked(THPVariable_Wrap(std::move(tensor)));
 }
 
-// An upstream gradient of 1 that can be looked at: no batch, no fake, no other device.
+// An upstream gradient of 1 that can be looked at: no batch, no fake, no view that changes signs, no other device.
 bool is_one(const Tensor& upstream) {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet in_the_way({DispatchKey::Python, DispatchKey::Batched, DispatchKey::FuncTorchBatched,
-                                            DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize});
-  if (!upstream.is_cpu() || upstream.dim() != 0 || upstream.key_set().has_any(in_the_way)) return false;
+                                            DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize,
+                                            DispatchKey::Negative, DispatchKey::ZeroTensor});
+  if (!upstream.is_cpu() || upstream.layout() != at::kStrided || upstream.dim() != 0 ||
+      upstream.key_set().has_any(in_the_way))
+    return false;
   switch (upstream.scalar_type()) {
     case at::kFloat:
       return *upstream.const_data_ptr<float>() == 1;

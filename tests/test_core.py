@@ -248,6 +248,16 @@ def test_hooks_and_what_they_change():
 
 
 @both_nodes
+def test_upstream_gradients_of_other_kinds():
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    (want,) = torch.autograd.grad(imbloss.focal_loss(x, y), x)
+    negative, nothing = torch._neg_view(torch.tensor(1.0)), torch._efficientzerotensor(())
+    for upstream, factor in ((negative, -1), (nothing, 0), (torch.tensor(1.0).to_sparse(), 1)):
+        (got,) = torch.autograd.grad(imbloss.focal_loss(x, y), x, upstream)
+        torch.testing.assert_close(got.to_dense(), factor * want)
+
+
+@both_nodes
 def test_what_goes_wrong_in_a_backward_arrives(monkeypatch):
     class BrokenError(Exception):
         pass
