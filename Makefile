@@ -1,6 +1,6 @@
 # make demo   sets up .venv, builds, and compares losses on real imbalanced data
 # make test   the same set-up, then the whole test suite
-# make test-all   that, and the whole table in the interpreter of Triton, in half an hour
+# make test-all   that, and the whole table in the interpreter of Triton: an hour on two cores
 # make lint   what reviewers would otherwise have to say
 # make bench  benchmarks of this machine, into docs/performance.md
 # make docs   the documentation as a site, into site/
