@@ -201,8 +201,8 @@ bool row_strides(const Tensor& x, Strides& strides, int64_t& inner) {
 int64_t rows_of_block(int64_t rows, int64_t classes) {
   constexpr int64_t most_elements = 32 * 1024, alone = 12 * 1024, even = 8, whole_vectors = 16;
   if (rows * classes <= alone) return rows;
-  const int64_t most = std::max<int64_t>(1, most_elements / classes), count = (rows + most - 1) / most;
-  const int64_t block = (rows + (count + even - 1) / even * even - 1) / ((count + even - 1) / even * even);
+  const int64_t most = std::max<int64_t>(1, most_elements / classes);
+  const int64_t count = ((rows + most - 1) / most + even - 1) / even * even, block = (rows + count - 1) / count;
   return block < whole_vectors ? block : (block + whole_vectors - 1) / whole_vectors * whole_vectors;
 }
 

@@ -242,7 +242,7 @@ class WideSoftRow {
   A loss(const T* t, int64_t label, Exponent<V> gamma) {
     t_ = t;
     A value = 0, top_slope = 0;
-    switch (job_.gamma_high ? -1 : gamma.whole) {
+    switch (job_.gamma_high ? -1 : gamma.whole) {  // a loop each, compiled for that exponent
       case 0:
         gamma.whole = 0;
         value = sum_of_slopes(gamma);

@@ -211,6 +211,22 @@ def test_float32_equals_the_float64_reference(loss, sample, classes):
         assert_accurate(c, upstream, c.run(upstream=upstream))
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("classes", [300, 1203])
+@pytest.mark.parametrize("loss, sample", [p for p in SAMPLES if p.values[1].startswith(("soft", "smoothing"))])
+def test_soft_targets_beside_a_class_that_is_nearly_certain(loss, sample, classes):
+    """Anywhere in the row, up to a complement that float32's 1 - p would lose; small logits otherwise."""
+    rows = 64
+    c = case(loss, sample, classes, (rows,), spread=1.0)
+    top = torch.randint(0, classes, (rows,))
+    top[:3] = torch.tensor([0, classes - 1, classes // 2])
+    c.logits[torch.arange(rows), top] = torch.linspace(4, 30, rows)
+    if not c.target.is_floating_point():
+        c.target[::3] = top[::3]
+    upstream = c.upstream()
+    assert_accurate(c, upstream, c.run(upstream=upstream))
+
+
 DENSE = {
     "contiguous": lambda x: x,
     "channels last": lambda x: x.to(memory_format=torch.channels_last),
