@@ -1,6 +1,6 @@
-// WithGrad and WithStatistics of imbloss/_ops.py as nodes of autograd in C++, which take a third of the time.
-// Autograd's classes are no part of torch's stable ABI: this module serves the very torch it was compiled with, and
-// Python any other.
+// WithGrad and WithStatistics of imbloss/_ops.py as nodes of autograd in C++: for small losses Python's cost more than
+// the kernels. Autograd's classes are no part of torch's stable ABI: this module serves the very torch it was compiled
+// with, and Python any other.
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/Exceptions.h>
@@ -11,8 +11,10 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 

@@ -206,6 +206,13 @@ void clear_row(const SoftmaxRows<S>& job, int64_t row) {
   for (int64_t c = 0; c < job.classes; c++) g[c * job.grad_strides.cls] = S{};
 }
 
+// What a row that does not count has: no loss, no gradient.
+template <class S>
+void leave_out(const SoftmaxRows<S>& job, int64_t row) {
+  if (job.loss) job.loss[row] = 0;
+  if (job.grad) clear_row(job, row);
+}
+
 // ---- lanes along rows: dense logits, whose inner dimensions are contiguous ----------------------------------------
 // U registers of rows, of which n count; n = all of them, or U = 1.
 template <int U, class S>

@@ -132,8 +132,7 @@ void soft_rows_in_scratch(const SoftmaxRows<S>& job, const SoftTargets<S, T>& ta
   for (int64_t row = begin; row < end; row++) {
     int64_t label;
     if (!targets.counts(job, row, label, sums)) {
-      if (job.loss) job.loss[row] = 0;
-      if (job.grad) clear_row(job, row);
+      leave_out(job, row);
       continue;
     }
     const S* x = row_of(job.logits, job.logits_strides, job.inner, row);
@@ -367,8 +366,7 @@ void soft_wide_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets,
   for (int64_t row = begin; row < end; row++) {
     int64_t label;
     if (!targets.counts(job, row, label, sums)) {
-      if (job.loss) job.loss[row] = 0;
-      if (job.grad) clear_row(job, row);
+      leave_out(job, row);
       continue;
     }
     if (!wide.read(row_of(job.logits, job.logits_strides, job.inner, row))) {

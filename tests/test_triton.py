@@ -47,6 +47,24 @@ def test_this_run_is_in_the_interpreter():
 
 @in_the_interpreter
 @pytest.mark.triton
+def test_nodes_of_autograd_in_python_do_as_those_in_cpp(monkeypatch):
+    x, y, weight = torch.randn(6, 5, requires_grad=True), torch.arange(6) % 5, torch.rand(5)
+    found = []
+    for function in (_ops._with_statistics, _ops.WithStatistics.apply):
+        monkeypatch.setattr(_ops, "_with_statistics", function)
+        loss = imbloss.focal_loss(x, y, gamma=1.5, weight=weight)
+        (grad,) = torch.autograd.grad(3 * loss, x, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), x)
+        loss = imbloss.focal_loss(x, y, gamma=1.5, weight=weight)
+        (first,) = torch.autograd.grad(loss, x)
+        torch.testing.assert_close(first, grad.detach() / 3)
+        found.append((loss.grad_fn.name(), loss.detach(), first, second))
+    cpp, python = found
+    assert cpp[0] != python[0] and all(torch.equal(a, b) for a, b in zip(cpp[1:], python[1:], strict=True))
+
+
+@in_the_interpreter
+@pytest.mark.triton
 def test_a_write_outside_a_buffer_is_noticed(canaries):
     import triton
     import triton.language as tl
