@@ -15,7 +15,11 @@ ISAS = {"default": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISAS["avx512"] = [*ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-if only := os.environ.get("IMBLOSS_ISA"):  # while working on a kernel one is built sooner than three
+# One is built sooner than three: while working on a kernel, or, called native, to use imbloss on this machine alone.
+if only := os.environ.get("IMBLOSS_ISA"):
+    if only == "native":
+        only = torch.backends.cpu.get_cpu_capability().lower()
+        only = only if only in ISAS else "default"
     ISAS = {only: ISAS[only]}
 
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]

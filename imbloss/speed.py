@@ -119,7 +119,7 @@ def _raced(work: Work, device: str, rows: int | None, compiles: bool) -> dict:
     found["copy_seconds"] = copy
     seconds = found["providers"]["imbloss"].get("seconds")
     # the forward reads, the backward reads and writes: 3 times the logits; a copy moves them twice
-    found["bandwidth_over_copy"] = round(3 / seconds / (2 / copy), 3) if seconds else None
+    found["bandwidth_over_copy"] = float(f"{3 / seconds / (2 / copy):.3g}") if seconds else None
     found["predicted_seconds"] = _predicted(work, x, 2 * x.numel() * x.element_size() / copy)
     return found
 
