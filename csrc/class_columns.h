@@ -32,10 +32,11 @@ template <class A>
 inline constexpr A kSmallColumnLogit = sizeof(A) == 4 ? 32 : 300;
 inline constexpr double kSmallPrior = 1e-9;
 
-// Sums over a block of rows. Totals of exp(x - top) count where `any_row`, tops where `shifted`.
+// Sums over a block of rows. Totals of exp(x - top) count where `any_row`, tops where `shifted`. The sums of the
+// targets' logits and their numbers are null where the caller adds them up.
 template <class A>
 struct ColumnSums {
-  double* total;
+  double *total, *own, *count;
   A* top;
   bool any_row, shifted;
   double loss, divisor;
@@ -79,28 +80,34 @@ struct Tile {
   const int64_t* label;                   // -1 where the row does not count
   const A *weight, *importance, *counts;  // counts: 1 or 0
   const A* target_x;
+  A number[most];  // label
   A top[most], others[most];
-  // per class: sums in lanes that are not classes, and in those that are
+  // per class: sums in lanes that are not classes, three of each, and in those that are
   std::unique_ptr<A[]> lane_sum, sum, column_top;
+  std::unique_ptr<A[]> own, count;  // of the targets of the first `summed` rows
+  int summed;
   int64_t padded;
 
   Tile(int64_t classes, bool in_lanes)
-      : lane_sum(in_lanes ? new A[classes * lanes] : nullptr), padded((classes + lanes - 1) / lanes * lanes) {
+      : lane_sum(in_lanes ? new A[3 * classes * lanes] : nullptr), padded((classes + lanes - 1) / lanes * lanes) {
     sum.reset(new A[padded]);
     column_top.reset(new A[padded]);
+    if (in_lanes) own.reset(new A[padded]);
+    if (in_lanes) count.reset(new A[padded]);
     std::fill_n(ones_, most, A(1));
   }
   Tile(const Tile&) = delete;
 
-  // The targets and what goes with them. `known_x`: whether job.target_x has been filled in, as this does otherwise.
-  void read(const ClassColumns<S>& job, int64_t first, int64_t end, BlockSums& sums, bool known_x) {
+  // The targets and what goes with them, but for their logits.
+  void read(const ClassColumns<S>& job, int64_t first, int64_t end, BlockSums& sums) {
     const int64_t *target = job.rows.target + first, classes = job.rows.classes, ignored = job.rows.ignore_index;
     begin = first;
     rows = static_cast<int>(end - first);
-    all_count = true;
-    for (int r = 0; r < rows; r++) {
-      all_count &= (static_cast<uint64_t>(target[r]) < static_cast<uint64_t>(classes)) & (target[r] != ignored);
-    }
+    uint64_t largest = 0;
+    int left_out = 0;
+    for (int r = 0; r < rows; r++) largest = std::max(largest, static_cast<uint64_t>(target[r]));
+    for (int r = 0; r < rows; r++) left_out += target[r] == ignored;
+    all_count = largest < static_cast<uint64_t>(classes) && left_out == 0;
     any_counts = all_count && rows > 0;
     label = target;
     weight = importance = counts = ones_;
@@ -122,11 +129,16 @@ struct Tile {
     if (job.importance || !all_count) importance = importance_;
     few_classes_ = all_count && classes <= lanes;
     for (int r = 0; r < rows; r++) index_[r] = static_cast<int32_t>(label[r]);
+    for (int r = 0; r < rows; r++) number[r] = static_cast<A>(index_[r]);
     target_x = job.target_x + first;
-    if (known_x) return;
+    summed = 0;
+  }
+  // Fills in job.target_x, from row r on.
+  void read_logits(const ClassColumns<S>& job, int r = 0) const {
     const int64_t step = job.rows.logits_strides.cls;
-    A* x = job.target_x + first;
-    for (int r = 0; r < rows; r++) x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
+    for (A* x = job.target_x + begin; r < rows; r++) {
+      x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
+    }
   }
   bool weighted() const { return importance != ones_; }
 
@@ -350,8 +362,6 @@ Accumulate<S> sum_by_row(const ClassColumns<S>& job, Tile<S>& tile) {
   using A = Accumulate<S>;
   constexpr int lanes = kLanes<A>;
   const int64_t classes = job.rows.classes, step = job.rows.logits_strides.cls;
-  A label[Tile<S>::most + lanes];
-  for (int r = 0; r < tile.rows + lanes; r++) label[r] = r < tile.rows ? static_cast<A>(tile.label[r]) : A(-1);
   // Calls f(U, row in the tile, n, load of class c with 0 in rows that do not count)
   auto walk = [&](auto f) {
     for_row_vectors<A, 4>(job.rows.inner, tile.begin, tile.begin + tile.rows, [&](auto registers, int64_t row, int n) {
@@ -388,7 +398,7 @@ Accumulate<S> sum_by_row(const ClassColumns<S>& job, Tile<S>& tile) {
   walk([&](auto registers, int r, int n, auto load_class) {
     constexpr int U = registers;
     using V = Vec<A, U>;
-    const V v = load_rows<U>(tile.importance + r, n), y = load_rows<U>(label + r, n);
+    const V v = load_rows<U>(tile.importance + r, n), y = load_rows<U>(tile.number + r, n);
     const V top = Shifted ? load_rows<U>(tile.top + r, n) : V(0);
     A* const kept = tile.kept_exp(job, r);
     LongSum<V> others;
@@ -470,47 +480,78 @@ IMBLOSS_INLINE Vec<float, U> load_packed(const S* x, const Tile<S>& tile, const 
   return z;
 }
 
-// Sums lie as the numbers do: lane after lane, the classes of as many rows as a vector has lanes.
+// What packed rows share. Factors of the gradient may be null.
+struct PackedColumns : PackedRows {
+  PackedColumns(int classes, const float* prior, const float* slope, const float* share)
+      : PackedRows(classes, prior, slope) {
+    for (int i = 0, c = 0; i < classes * lanes; i++, c = c + 1 == classes ? 0 : c + 1) {
+      class_[i] = static_cast<float>(c);
+      if (share) share_[i] = share[c];
+    }
+  }
+  // Which numbers of the k-th vector are the targets', given the rows' labels.
+  IMBLOSS_INLINE Mask<float> targets(V labels, int k) const { return spread(labels, k) == load(class_ + k * lanes); }
+  IMBLOSS_INLINE V prior(int k) const { return scale(k); }
+  IMBLOSS_INLINE V slope(int k) const { return bias(k); }
+  IMBLOSS_INLINE V share(int k) const { return load(share_ + k * lanes); }
+
+ private:
+  alignas(kVectorBytes) float class_[kMostPacked * lanes], share_[kMostPacked * lanes];
+};
+
+// Sums lie as the numbers do: lane after lane, the classes of as many rows as a vector has lanes. Returns the largest
+// logit in each lane.
 template <bool Weighted, int U, class S>
-void sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows& packed, int r, float* e,
-                     Vec<float>& largest) {
+Vec<float> sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedColumns& packed, int r, float* e) {
+  using V = Vec<float>;
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
   const S* x = tile.logits(job, r);
   float* const kept = tile.kept_exp(job, r);
+  float *total = tile.lane_sum.get(), *own = total + classes * lanes, *count = own + classes * lanes;
+  V largest(0);
   for (int i = 0; i < classes; i++) {
     Vec<float, U> z = load_packed<Weighted, U>(x, tile, packed, r, i, classes), column = exp(z), size = abs(z);
-    Vec<float> total = load(tile.lane_sum.get() + i * lanes);
+    V totals = load(total + i * lanes), owns = load(own + i * lanes), counts = load(count + i * lanes);
     IMBLOSS_UNROLL
     for (int u = 0; u < U; u++) {
-      Vec<float> one;
+      V one, logit;
       one.r[0] = column.r[u];
+      logit.r[0] = z.r[u];
       largest.r[0] = max_register(largest.r[0], size.r[u]);
-      store(e + (u * classes + i) * lanes, packed.scaled(one, i));
       if (kept) store(kept + (u * classes + i) * lanes, one);
+      const auto is_target = packed.targets(load(tile.number + r + u * lanes), i);
+      store(e + (u * classes + i) * lanes, select(is_target, V(0), one * packed.prior(i)));
+      owns = owns + select(is_target, logit, V(0));
+      counts = counts + select(is_target, V(1), V(0));
       if (Weighted) one = one * packed.spread(load(tile.importance + r + u * lanes), i);
-      total = total + one;
+      totals = totals + one;
     }
-    store(tile.lane_sum.get() + i * lanes, total);
-  }
-  for (int k = 0; k < U * lanes; k++) {  // out of the sum of the others
-    if (!Weighted || tile.label[r + k] >= 0) e[k * classes + tile.label[r + k]] = 0;
+    store(total + i * lanes, totals);
+    store(own + i * lanes, owns);
+    store(count + i * lanes, counts);
   }
   IMBLOSS_UNROLL
   for (int u = 0; u < U; u++) {
-    auto add = [](Vec<float> a, Vec<float> b) { return a + b; };
+    auto add = [](V a, V b) { return a + b; };
     store(tile.others + r + u * lanes, packed.reduce(e + u * lanes * classes, 0, add));
   }
+  return largest;
 }
 
+// The targets' entries too where classes are few. Where they are more, to write these again costs less.
+constexpr int kMostWithTargets = 32;
+
 template <bool Weighted, int U, class S>
-void gradient_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedRows& packed, const float* other,
-                          int r) {
+void gradient_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedColumns& packed, const float* other,
+                          const float* of_target, int r) {
+  using V = Vec<float>;
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
   const S* x = tile.logits(job, r);
   S* g = tile.grad(job, r);
   const float* const kept = tile.kept_exp(job, r);
+  const bool targets_too = classes <= kMostWithTargets;
   Vec<float, U> v = load<U>(tile.importance + r), factor = load<U>(other + r);
   // other prior + v slope = v (other / v prior + slope)
   if (Weighted) factor = select(Vec<float, U>(0) < v, factor / v, Vec<float, U>(0));
@@ -524,12 +565,19 @@ void gradient_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const Packe
     }
     IMBLOSS_UNROLL
     for (int u = 0; u < U; u++) {
-      Vec<float> one, a, of_row;
+      V one, a, of_row;
       one.r[0] = e.r[u];
       a.r[0] = factor.r[u];
       of_row.r[0] = v.r[u];
       if (Weighted) one = one * packed.spread(of_row, i);
-      store(g + (u * classes + i) * lanes, one * packed.adjusted(packed.spread(a, i), i));
+      if (!targets_too) {
+        store(g + (u * classes + i) * lanes, one * packed.adjusted(packed.spread(a, i), i));
+        continue;
+      }
+      const auto is_target = packed.targets(load(tile.number + r + u * lanes), i);
+      const V by_row = select(is_target, V(0), packed.spread(a, i) * packed.prior(i));
+      const V only = packed.spread(load(of_target + r + u * lanes), i) - packed.share(i);
+      store(g + (u * classes + i) * lanes, one * (by_row + packed.slope(i)) + select(is_target, only, V(0)));
     }
   }
 }
@@ -545,40 +593,57 @@ int for_packed(int rows, F f) {
 }
 
 template <class S>
-float sum_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<S>& tile) {
+float sum_packed(const ClassColumns<S>& job, const PackedColumns& packed, Tile<S>& tile) {
+  using V = Vec<float>;
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
   alignas(kVectorBytes) float e[4 * lanes * kMostPacked + 4];
-  Vec<float> largest(0);
-  std::fill_n(tile.lane_sum.get(), classes * lanes, 0.0f);
-  const int rest = for_packed(tile.rows, [&](auto registers, int r) {
-    if (tile.weighted()) sum_packed_rows<true, registers>(job, tile, packed, r, e, largest);
-    else sum_packed_rows<false, registers>(job, tile, packed, r, e, largest);
+  float *total = tile.lane_sum.get(), *own = total + classes * lanes, *count = own + classes * lanes;
+  std::fill_n(total, 3 * classes * lanes, 0.0f);
+  V largest(0);
+  tile.summed = for_packed(tile.rows, [&](auto registers, int r) {
+    const V of_rows = tile.weighted() ? sum_packed_rows<true, registers>(job, tile, packed, r, e)
+                                      : sum_packed_rows<false, registers>(job, tile, packed, r, e);
+    largest = max(largest, of_rows);
   });
-  const float largest_rest = sum_by_class<false, true>(job, tile, rest);
-  for (int r = 0; r < lanes; r++) {
-    for (int c = 0; c < classes; c++) tile.sum[c] += tile.lane_sum[r * classes + c];
-  }
+  const float largest_rest = sum_by_class<false, true>(job, tile, tile.summed);
+  for_lanes<float>(classes, [&](int64_t c, int n) {
+    V totals = load(tile.sum.get() + c), owns(0), counts(0);
+    for (int64_t at = c; at < c + lanes * classes; at += classes) {
+      totals = totals + load_lanes(total + at, 1, n, 0.0f);
+      owns = owns + load_lanes(own + at, 1, n, 0.0f);
+      counts = counts + load_lanes(count + at, 1, n, 0.0f);
+    }
+    store(tile.sum.get() + c, totals);
+    store(tile.own.get() + c, owns);
+    store(tile.count.get() + c, counts);
+  });
   return std::max(max_lane(largest), largest_rest);
 }
 
+// Returns the first row whose target's entry is still to be written.
 template <class S>
-void gradient_packed(const ClassColumns<S>& job, const PackedRows& packed, Tile<S>& tile, const float* other) {
+int gradient_packed(const ClassColumns<S>& job, const PackedColumns& packed, Tile<S>& tile, const float* other,
+                    float factor) {
+  const float* stats = job.rows.stats + kTarget * job.rows.stats_stride + tile.begin;
+  float of_target[Tile<S>::most];
+  for (int r = 0; r < tile.rows; r++) of_target[r] = stats[r] * factor;
   const int rest = for_packed(tile.rows, [&](auto registers, int r) {
-    if (tile.weighted()) gradient_packed_rows<true, registers>(job, tile, packed, other, r);
-    else gradient_packed_rows<false, registers>(job, tile, packed, other, r);
+    if (tile.weighted()) gradient_packed_rows<true, registers>(job, tile, packed, other, of_target, r);
+    else gradient_packed_rows<false, registers>(job, tile, packed, other, of_target, r);
   });
   for (int r = 0; r < rest && !tile.all_count; r++) {
     if (tile.label[r] < 0) clear_row(job.rows, tile.begin + r);
   }
   gradient_by_class<false, true>(job, tile, other, rest);
+  return job.rows.classes <= kMostWithTargets ? rest : 0;
 }
 #endif
 
 // ---- a tile, whichever way its lanes run -------------------------------------------------------------------------
 #if !defined(IMBLOSS_MOVES_LANES)
-struct PackedRows {
-  PackedRows(int, const float*, const float*) {}
+struct PackedColumns {
+  PackedColumns(int, const float*, const float*, const float*) {}
 };
 #endif
 
@@ -605,6 +670,7 @@ void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulat
   using A = Accumulate<S>;
   using V = Vec<A>;
   const int64_t stride = job.rows.stats_stride;
+  V loss(0), divisor(0);
   for (int r = 0; r < tile.rows; r += kLanes<A>) {
     const int n = std::min(tile.rows - r, kLanes<A>);
     auto of_rows = [&](const A* values, A fill) { return load_lanes(values + r, 1, n, fill); };
@@ -624,27 +690,31 @@ void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulat
                        others);
     }
     if (!job.prior_ce) f.value = f.other = f.target = top = V(0);
-    sums.loss += sum(select(counts, f.value, V(0)));
-    sums.divisor += sum(weight);
+    loss = loss + select(counts, f.value, V(0));
+    divisor = divisor + weight;
     A* stats = job.rows.stats + tile.begin + r;
     store_lanes(stats + kTop * stride, 1, n, top);
     store_lanes(stats + kOther * stride, 1, n, select(counts, f.other, V(0)));
     store_lanes(stats + kTarget * stride, 1, n, select(counts, f.target, V(0)));
   }
+  sums.loss += sum(loss);
+  sums.divisor += sum(divisor);
 }
 
-// What packed rows share; nothing where rows are not packed.
+// Nothing where rows are not packed.
 template <class S>
-std::unique_ptr<PackedRows> packed_rows_of(const ClassColumns<S>& job, const Accumulate<S>* slope) {
+std::unique_ptr<PackedColumns> packed_columns_of(const ClassColumns<S>& job) {
   if constexpr (std::is_same_v<Accumulate<S>, float>) {
     const int classes = static_cast<int>(job.rows.classes);
-    if (columns_are_packed(job)) return std::make_unique<PackedRows>(classes, job.prior, slope);
+    if (columns_are_packed(job)) {
+      return std::make_unique<PackedColumns>(classes, job.prior, job.unshifted_slope, job.share);
+    }
   }
   return nullptr;
 }
 
 template <class S>
-bool sum_small_tile(const ClassColumns<S>& job, const PackedRows* packed, Tile<S>& tile) {
+bool sum_small_tile(const ClassColumns<S>& job, const PackedColumns* packed, Tile<S>& tile) {
   using A = Accumulate<S>;
 #if defined(IMBLOSS_MOVES_LANES)
   if constexpr (std::is_same_v<A, float>) {
@@ -657,19 +727,31 @@ bool sum_small_tile(const ClassColumns<S>& job, const PackedRows* packed, Tile<S
   return largest <= kSmallColumnLogit<A>;
 }
 
+// Adds the sum of the targets' logits of each class, and their number, to those of the rows from `begin` to `end`.
+template <class S>
+void sum_targets(const ClassColumns<S>& job, int64_t begin, int64_t end, double* own, double* count) {
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t y = job.rows.target[row];
+    if (y == job.rows.ignore_index || y < 0 || y >= job.rows.classes) continue;
+    own[y] += job.target_x[row];
+    count[y] += 1;
+  }
+}
+
 // Adds a block of rows to its sums. Notes in `small`, a byte a tile, which tiles were not shifted.
 template <class S>
 void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnSums<Accumulate<S>>& sums, bool* small) {
-  using A = Accumulate<S>;
   const int64_t classes = job.rows.classes;
   const bool dense = rows_are_adjacent(job.rows);
-  Tile<S> tile(classes, dense || columns_are_packed(job));
-  const auto packed = packed_rows_of(job, static_cast<const A*>(nullptr));
+  const auto packed = packed_columns_of(job);
+  Tile<S> tile(classes, dense || packed);
   std::fill_n(sums.total, classes, 0.0);
   BlockSums targets;
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
-    tile.read(job, first, last, targets, false);
+    tile.read(job, first, last, targets);
+    if (!packed) tile.read_logits(job);
     *small = !job.small_prior && sum_small_tile(job, packed.get(), tile);
+    if (packed) tile.read_logits(job);  // now that they are in the cache
     if (*small) {
       finish_tile<false>(job, tile, sums);
     } else if (dense) {
@@ -681,20 +763,17 @@ void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnS
       finish_tile<true>(job, tile, sums);
     }
     if (tile.any_counts) add_classes(sums, classes, tile.sum.get(), *small ? nullptr : tile.column_top.get());
+    if (sums.own) {
+      const int summed = *small ? tile.summed : 0;
+      for (int64_t c = 0; c < classes && summed > 0; c++) {
+        sums.own[c] += tile.own[c];
+        sums.count[c] += tile.count[c];
+      }
+      sum_targets(job, first + summed, last, sums.own, sums.count);
+    }
     small++;
   });
   sums.bad_row = targets.bad_row;
-}
-
-// Adds the sum of the targets' logits of each class, and their number, to those of the rows from `begin` to `end`.
-template <class S>
-void sum_targets(const ClassColumns<S>& job, int64_t begin, int64_t end, double* own, double* count) {
-  for (int64_t row = begin; row < end; row++) {
-    const int64_t y = job.rows.target[row];
-    if (y == job.rows.ignore_index || y < 0 || y >= job.rows.classes) continue;
-    own[y] += job.target_x[row];
-    count[y] += 1;
-  }
 }
 
 // ---- the classes' share of the loss, and the factors of its gradient -----------------------------------------------
@@ -726,14 +805,14 @@ IMBLOSS_INLINE ClassTerm class_term(const Regulariser& r, Vec<double> prior, Vec
 }
 
 // ---- the gradient ------------------------------------------------------------------------------------------------
-// The entries of the targets, whatever was written there.
+// The entries of the targets from a row of the tile on, whatever was written there.
 template <bool Shifted, class S>
-void store_targets(const ClassColumns<S>& job, const Tile<S>& tile, Accumulate<S> upstream) {
+void store_targets(const ClassColumns<S>& job, const Tile<S>& tile, Accumulate<S> upstream, int first = 0) {
   using A = Accumulate<S>;
   using V = Vec<A>;
   constexpr int lanes = kLanes<A>;
   const A* of_target = job.rows.stats + kTarget * job.rows.stats_stride + tile.begin;
-  for (int r = 0; r < tile.rows; r += lanes) {
+  for (int r = first; r < tile.rows; r += lanes) {
     const int n = std::min(tile.rows - r, lanes);
     auto of_rows = [&](const A* values) { return load_lanes(values + r, 1, n, A(0)); };
     V x = of_rows(tile.target_x);
@@ -756,11 +835,12 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
   using A = Accumulate<S>;
   const bool dense = rows_are_adjacent(job.rows);
   Tile<S> tile(job.rows.classes, false);
-  const auto packed = packed_rows_of(job, job.unshifted_slope);
+  const auto packed = packed_columns_of(job);
   BlockSums ignored;
   A other[Tile<S>::most];
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
-    tile.read(job, first, last, ignored, known_x);
+    tile.read(job, first, last, ignored);
+    if (!known_x) tile.read_logits(job);
     const A *stats = job.rows.stats + first, factor = job.row_factor * upstream;
     std::copy_n(stats + kTop * job.rows.stats_stride, tile.rows, tile.top);
     for (int r = 0; r < tile.rows; r++) {  // 0 where the row does not count, be the factor infinite
@@ -768,19 +848,20 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
       other[r] = of_row == 0 ? A(0) : of_row * factor;
     }
     const bool shifted = !small || !*small++;
+    int first_target = 0;
     if (shifted && dense) gradient_by_row<true>(job, tile, other);
     else if (shifted) gradient_by_class<true, false>(job, tile, other);
     else if (dense) gradient_by_row<false>(job, tile, other);
 #if defined(IMBLOSS_MOVES_LANES)
     else if (packed) {
-      if constexpr (std::is_same_v<A, float>) gradient_packed(job, *packed, tile, other);
+      if constexpr (std::is_same_v<A, float>) first_target = gradient_packed(job, *packed, tile, other, factor);
     }
 #endif
     else if (classes_are_adjacent(job.rows))
       gradient_by_class<false, true>(job, tile, other);
     else gradient_by_class<false, false>(job, tile, other);
     if (shifted) store_targets<true>(job, tile, upstream);
-    else store_targets<false>(job, tile, upstream);
+    else store_targets<false>(job, tile, upstream, first_target);
   });
 }
 

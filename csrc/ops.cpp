@@ -581,17 +581,18 @@ struct ColumnsCall {
     totals_.reset(new double[count * rows.classes]);
     tops_.reset(new A[count * rows.classes]);
     small_.resize(count);
-    for (int64_t b = 0; b < count; b++) {
-      blocks.push_back({totals_.get() + b * rows.classes, tops_.get() + b * rows.classes, false, false, 0, 0, -1});
-    }
-    // the targets' sums by block where that costs no more memory than a number or two a row
-    const bool own_by_block = block_rows_ >= 8 * rows.classes;
+    // the targets' sums by block where that costs little memory: a number or two a row, or as classes are few
+    constexpr int64_t few_classes = 64;
+    const bool own_by_block = block_rows_ >= 8 * rows.classes || rows.classes <= few_classes;
     std::vector<double> own(2 * rows.classes * (own_by_block ? count : 1));
+    for (int64_t b = 0; b < count; b++) {
+      double* mine = own_by_block ? own.data() + 2 * rows.classes * b : nullptr;
+      blocks.push_back({totals_.get() + b * rows.classes, mine, mine ? mine + rows.classes : nullptr,
+                        tops_.get() + b * rows.classes, false, false, 0, 0, -1});
+    }
     in_blocks([&](int64_t b, int64_t begin, int64_t end) {
       small_[b].reset(new bool[(end - begin) / kFewestTileRows + 1]);
       sum_columns(job, begin, end, blocks[b], small_[b].get());
-      double* mine = own.data() + 2 * rows.classes * b;
-      if (own_by_block) sum_targets(job, begin, end, mine, mine + rows.classes);
     });
     BlockSums first_bad;
     for (int64_t b = count; b-- > 0;) {

@@ -63,7 +63,11 @@ class PackedRows {
     if (biased_) x = x + load<U>(bias_ + k * lanes);
     return x;
   }
-  IMBLOSS_INLINE V scaled(V g, int k) const { return scaled_ ? g * load(scale_ + k * lanes) : g; }
+  IMBLOSS_INLINE V scaled(V g, int k) const { return scaled_ ? g * scale(k) : g; }
+
+ protected:
+  IMBLOSS_INLINE V scale(int k) const { return load(scale_ + k * lanes); }
+  IMBLOSS_INLINE V bias(int k) const { return load(bias_ + k * lanes); }
 
  private:
   int classes_;
