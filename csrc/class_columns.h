@@ -100,14 +100,10 @@ struct Tile {
 
   // The targets and what goes with them, but for their logits.
   void read(const ClassColumns<S>& job, int64_t first, int64_t end, BlockSums& sums) {
-    const int64_t *target = job.rows.target + first, classes = job.rows.classes, ignored = job.rows.ignore_index;
+    const int64_t *target = job.rows.target + first, classes = job.rows.classes;
     begin = first;
     rows = static_cast<int>(end - first);
-    uint64_t largest = 0;
-    int left_out = 0;
-    for (int r = 0; r < rows; r++) largest = std::max(largest, static_cast<uint64_t>(target[r]));
-    for (int r = 0; r < rows; r++) left_out += target[r] == ignored;
-    all_count = largest < static_cast<uint64_t>(classes) && left_out == 0;
+    all_count = imbloss::all_count(job.rows, first, rows);
     any_counts = all_count && rows > 0;
     label = target;
     weight = importance = counts = ones_;

@@ -131,9 +131,9 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   W weight(1);
   if (job.weight || job.sample_weight) {
     float each[count];
-    for (int r = 0; r < count; r++) {
-      const bool out = !all_count && counts[r] == 0;
-      each[r] = out ? 0 : (job.weight ? job.weight[target[r]] : 1) * sample_weight_of(job, first + r);
+    if (all_count) read_weights(job, first, count, each);
+    for (int r = 0; r < count && !all_count; r++) {
+      each[r] = counts[r] == 0 ? 0 : (job.weight ? job.weight[target[r]] : 1) * sample_weight_of(job, first + r);
     }
     weight = load<U>(each);
   }

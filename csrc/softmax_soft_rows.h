@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "softmax_wide_rows.h"
+#include "softmax_packed_rows.h"
 
 namespace imbloss {
 
@@ -567,6 +567,74 @@ void soft_turned_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& target
   }
 }
 
+// ---- two classes that lie side by side: one exp a row, and the gradient of the second is minus that of the first ----
+#if defined(IMBLOSS_MOVES_LANES)
+// U vectors of rows from `first` on.
+template <int U, class S, class T, class Policy>
+void soft_pair_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t first,
+                    BlockSums& sums) {
+  constexpr int lanes = kLanes<float>, count = U * lanes;
+  using W = Vec<float, U>;
+  Pair<U> z = load_pairs<U>(job.logits + 2 * first), share;
+  W counts(1);
+  if (targets.probabilities) {
+    share = load_pairs<U>(targets.probabilities + 2 * first);
+  } else {
+    float label[count], whether[count];
+    for (int r = 0; r < count; r++) {
+      int64_t y;
+      whether[r] = targets.counts(job, first + r, y, sums);
+      label[r] = static_cast<float>(y);
+    }
+    counts = load<U>(whether);
+    const auto is_second = W(0) < load<U>(label);
+    share = {{select(is_second, W(0), W(1)), select(is_second, W(1), W(0))}};
+  }
+  IMBLOSS_UNROLL
+  for (int c = 0; c < 2; c++) {
+    if (job.scale) z.of[c] = z.of[c] * job.scale[c];
+    if (job.bias) z.of[c] = z.of[c] + job.bias[c];
+    share.of[c] = share.of[c] * targets.kept() + targets.spread(job);
+    if (job.weight) share.of[c] = share.of[c] * job.weight[c];
+  }
+
+  W top = max(z.of[0], z.of[1]), below = -abs(z.of[0] - z.of[1]);
+  W e = exp(below) + (top - top);  // NaN where the top is infinite
+  W high = reciprocal(e + 1), low = e * high, log_high = -log1p_of_fraction(e), log_low = below + log_high;
+  const auto second_on_top = z.of[0] < z.of[1];
+  const W p[2] = {select(second_on_top, low, high), select(second_on_top, high, low)};
+  const W log_p[2] = {select(second_on_top, log_low, log_high), select(second_on_top, log_high, log_low)};
+  Exponent<W> gamma = shared_gamma<W>(job);
+  W value(0), slope[2];
+  IMBLOSS_UNROLL
+  for (int c = 0; c < 2; c++) {
+    if (job.gamma_high) gamma = {W(job.gamma_high[c]), W(job.gamma_low[c])};
+    const Point<W> point = policy(Row<W>{log_p[c], p[c], p[1 - c]}, gamma);
+    const auto absent = share.of[c] == W(0);
+    slope[c] = select(absent, W(0), share.of[c] * point.slope);
+    value = value + select(absent, W(0), share.of[c] * point.value);  // nothing, even at log p = -inf
+  }
+
+  const auto counted = W(0) < counts;
+  W factor = job.sample_weight ? load<U>(job.sample_weight + first) : W(1);
+  value = select(counted, factor * value, W(0));
+  sums.loss += sum(value);
+  if (job.loss) store(job.loss + first, value);
+  if (!job.grad) return;
+  factor = factor * job.inverse_divisor;
+  if (job.upstream) factor = factor * (job.upstream_per_row ? load<U>(job.upstream + first) : W(*job.upstream));
+  const W grad = select(counted, (slope[0] * p[1] - slope[1] * p[0]) * factor, W(0));
+  const W scale[2] = {job.scale ? W(job.scale[0]) : W(1), job.scale ? W(job.scale[1]) : W(1)};
+  store_pairs<U>(job.grad + 2 * first, grad * scale[0], -grad * scale[1]);
+}
+
+template <class S, class T>
+bool rows_are_soft_pairs(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets) {
+  return std::is_same_v<Accumulate<S>, float> && job.classes == 2 && rows_are_packed(job) &&
+         (!targets.probabilities || (targets.strides.outer == 2 && targets.strides.cls == 1));
+}
+#endif
+
 template <class S, class T>
 bool rows_can_turn(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets) {
   return job.classes <= kMostTurned && job.inner == 1 && job.logits_strides.cls == 1 &&
@@ -578,6 +646,15 @@ template <class S, class T, class Policy>
 void softmax_soft_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, int64_t begin,
                        int64_t end, BlockSums& sums) {
   // labels are compared as numbers of type A, exact up to 2^24
+#if defined(IMBLOSS_MOVES_LANES)
+  if constexpr (std::is_same_v<Accumulate<S>, float>) {
+    constexpr int abreast = 2, lanes = kLanes<float>;
+    const bool pairs = rows_are_soft_pairs(job, targets);
+    for (; pairs && begin + abreast * lanes <= end; begin += abreast * lanes) {
+      soft_pair_rows<abreast>(job, targets, policy, begin, sums);
+    }
+  }
+#endif
   const bool dense =
       rows_are_adjacent(job) && job.classes <= (1 << 24) && (!targets.probabilities || targets.strides.inner == 1);
   if (dense) soft_dense_rows(job, targets, policy, begin, end, sums);

@@ -381,24 +381,29 @@ def test_infinite_and_nan_logits_stay_in_their_rows(loss, dtype, dense):
 
 @pytest.mark.isa
 @pytest.mark.triton
+@pytest.mark.parametrize("first", [0, 32])  # in whole vectors of rows, and after them
+@pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("dense", [False, True])
-def test_infinite_and_nan_logits_with_soft_targets(dense):
+def test_infinite_and_nan_logits_with_soft_targets(dense, classes, first):
     for function in (imbloss.cross_entropy, lambda *a, **k: imbloss.focal_loss(*a, gamma=0.5, **k)):
-        logits, target = inputs(5, (6,), soft=True)
-        target[:] = torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0])
-        logits[1, 4] = -math.inf  # a class without a share
-        logits[2, 0] = -math.inf  # one with
-        logits[3, 1] = math.nan
-        logits[4, 2] = math.inf
+        logits, target = inputs(classes, (38,), soft=True)
+        one, two, three, four = range(first + 1, first + 5)
+        target[:] = torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0])[:classes]
+        target[one] = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])[:classes]
+        logits[one, -1] = -math.inf  # a class without a share
+        logits[two, 0] = -math.inf  # one with
+        logits[three, 1] = math.nan
+        logits[four, -1] = math.inf
         if dense:
             logits, target = (t.t().contiguous().unsqueeze(0) for t in (logits, target))
         x = logits.requires_grad_()
         value = function(x, target, reduction="none")
         (grad,) = torch.autograd.grad(value.sum(), x)
         value, grad = (value[0], grad[0].t()) if dense else (value, grad)
-        assert value[[0, 1, 5]].isfinite().all() and grad[[0, 1, 5]].isfinite().all() and grad[1, 4] == 0
-        assert value[2] == math.inf and grad[2].isfinite().all() and grad[2, 0] == -0.5
-        assert value[3:5].isnan().all() and grad[3:5].isnan().all()
+        others = [row for row in range(38) if row not in (two, three, four)]
+        assert value[others].isfinite().all() and grad[others].isfinite().all() and grad[one, -1] == 0
+        assert value[two] == math.inf and grad[two].isfinite().all() and grad[two, 0] == -0.5
+        assert value[three : four + 1].isnan().all() and grad[three : four + 1].isnan().all()
 
 
 @pytest.mark.triton
