@@ -131,21 +131,25 @@ double total_weight(const SoftmaxRows<S>& job, int64_t begin, int64_t end, Block
   double total = 0;
   constexpr int64_t together = 64;
   const bool weighted = job.target && (job.weight || job.sample_weight);
-  for (; weighted && begin + together <= end && all_count(job, begin, together); begin += together) {
-    const int64_t* y = job.target + begin;
-    const Accumulate<S>*of_class = job.weight, *of_row = job.sample_weight ? job.sample_weight + begin : nullptr;
-    if (!of_row) total += sum_by_four(together, [&](int64_t r) { return of_class[y[r]]; });
-    else if (!of_class) total += sum_by_four(together, [&](int64_t r) { return of_row[r]; });
-    else total += sum_by_four(together, [&](int64_t r) { return of_row[r] * double(of_class[y[r]]); });
-  }
-  for (int64_t row = begin; row < end; row++) {
-    double weight = sample_weight_of(job, row);
-    if (job.target) {
-      const int64_t y = target_of(job, row, sums);
-      if (y < 0) continue;
-      if (job.weight) weight *= job.weight[y];
+  for (; begin < end; begin += together) {
+    const int64_t n = std::min(end - begin, together);
+    if (weighted && n == together && all_count(job, begin, n)) {
+      const int64_t* y = job.target + begin;
+      const Accumulate<S>*of_class = job.weight, *of_row = job.sample_weight ? job.sample_weight + begin : nullptr;
+      if (!of_row) total += sum_by_four(n, [&](int64_t r) { return of_class[y[r]]; });
+      else if (!of_class) total += sum_by_four(n, [&](int64_t r) { return of_row[r]; });
+      else total += sum_by_four(n, [&](int64_t r) { return of_row[r] * double(of_class[y[r]]); });
+      continue;
     }
-    total += weight;
+    for (int64_t row = begin; row < begin + n; row++) {
+      double weight = sample_weight_of(job, row);
+      if (job.target) {
+        const int64_t y = target_of(job, row, sums);
+        if (y < 0) continue;
+        if (job.weight) weight *= job.weight[y];
+      }
+      total += weight;
+    }
   }
   return total;
 }
