@@ -959,16 +959,16 @@ def sigmoid_elements(
         1.0 if pos_weight is None or isinstance(pos_weight, Tensor) else checked_pos_weight(pos_weight),
         *params,
     ]
-    tensors = weight, pos_weight, alpha, gamma, normalizer
+    numeric = not (isinstance(pos_weight, Tensor) or isinstance(alpha, Tensor) or isinstance(gamma, Tensor))
     operands = ()
-    if any(isinstance(tensor, Tensor) for tensor in tensors) or weight is not None or normalizer is not None:
-        operands = _element_operands(inputs, *tensors)
+    if weight is not None or normalizer is not None or not numeric:
+        operands = _element_operands(inputs, weight, pos_weight, alpha, gamma, normalizer)
     loss = _ops.sigmoid_elements(inputs, targets, operands, (numbers, ignore_index, reduced, policy), reduced != 0)
     return _in_dtype_of(inputs, loss)
 
 
 def checked_gamma(gamma: float, name: str = "gamma") -> float:
-    if not (type(gamma) is float and 0 <= gamma < MOST_GAMMA):
+    if not (type(gamma) in (float, int) and 0 <= gamma < MOST_GAMMA):  # torchvision's default is the int 2
         check_number(gamma, name, least=0, most=MOST_GAMMA)
     return float(gamma)
 
