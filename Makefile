@@ -92,7 +92,7 @@ $(VENV)/.torch:
 	$(PIP) "setuptools>=77" "pybind11>=2.13" wheel
 	touch $@
 
-# the demonstration needs this machine's instruction set alone, which is built in a third of the time
+# the demonstration needs this machine's instruction set alone
 $(VENV)/.lab: $(VENV)/.torch pyproject.toml $(CORE)
 	IMBLOSS_ISA=native $(PIP) --no-build-isolation --config-settings editable_mode=compat --editable ".[lab]"
 	touch $@

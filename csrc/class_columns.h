@@ -82,18 +82,19 @@ struct Tile {
   const A* target_x;
   A number[most];  // label
   A top[most], others[most];
-  // per class: sums in lanes that are not classes, three of each, and in those that are
+  // per class: sums in lanes that are not classes, and in those that are
   std::unique_ptr<A[]> lane_sum, sum, column_top;
   std::unique_ptr<A[]> own, count;  // of the targets of the first `summed` rows
   int summed;
   int64_t padded;
 
-  Tile(int64_t classes, bool in_lanes)
-      : lane_sum(in_lanes ? new A[3 * classes * lanes] : nullptr), padded((classes + lanes - 1) / lanes * lanes) {
+  // `packed`: whether rows are, which have three sums of each class.
+  Tile(int64_t classes, bool in_lanes, bool packed) : padded((classes + lanes - 1) / lanes * lanes) {
+    if (in_lanes) lane_sum.reset(new A[(packed ? 3 : 1) * classes * lanes]);
     sum.reset(new A[padded]);
     column_top.reset(new A[padded]);
-    if (in_lanes) own.reset(new A[padded]);
-    if (in_lanes) count.reset(new A[padded]);
+    if (packed) own.reset(new A[padded]);
+    if (packed) count.reset(new A[padded]);
     std::fill_n(ones_, most, A(1));
   }
   Tile(const Tile&) = delete;
@@ -129,12 +130,11 @@ struct Tile {
     target_x = job.target_x + first;
     summed = 0;
   }
-  // Fills in job.target_x, from row r on.
-  void read_logits(const ClassColumns<S>& job, int r = 0) const {
+  // Fills in job.target_x.
+  void read_logits(const ClassColumns<S>& job) const {
     const int64_t step = job.rows.logits_strides.cls;
-    for (A* x = job.target_x + begin; r < rows; r++) {
-      x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
-    }
+    A* x = job.target_x + begin;
+    for (int r = 0; r < rows; r++) x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
   }
   bool weighted() const { return importance != ones_; }
 
@@ -495,8 +495,8 @@ struct PackedColumns : PackedRows {
   alignas(kVectorBytes) float class_[kMostPacked * lanes], share_[kMostPacked * lanes];
 };
 
-// Sums lie as the numbers do: lane after lane, the classes of as many rows as a vector has lanes. Returns the largest
-// logit in each lane.
+// Sums lie as the numbers do: lane after lane, the classes of as many rows as a vector has lanes. Returns the size of
+// the largest logit in each lane.
 template <bool Weighted, int U, class S>
 Vec<float> sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const PackedColumns& packed, int r, float* e) {
   using V = Vec<float>;
@@ -740,7 +740,7 @@ void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnS
   const int64_t classes = job.rows.classes;
   const bool dense = rows_are_adjacent(job.rows);
   const auto packed = packed_columns_of(job);
-  Tile<S> tile(classes, dense || packed);
+  Tile<S> tile(classes, dense || packed, packed != nullptr);
   std::fill_n(sums.total, classes, 0.0);
   BlockSums targets;
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
@@ -830,7 +830,7 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
                       bool known_x) {
   using A = Accumulate<S>;
   const bool dense = rows_are_adjacent(job.rows);
-  Tile<S> tile(job.rows.classes, false);
+  Tile<S> tile(job.rows.classes, false, false);
   const auto packed = packed_columns_of(job);
   BlockSums ignored;
   A other[Tile<S>::most];

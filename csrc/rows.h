@@ -83,7 +83,7 @@ IMBLOSS_INLINE Accumulate<S> upstream_of(const SoftmaxRows<S>& job, int64_t row)
   return job.upstream ? job.upstream[job.upstream_per_row ? row : 0] : Accumulate<S>(1);
 }
 
-// Whether all of n rows do.
+// Whether all of n rows count.
 template <class S>
 bool all_count(const SoftmaxRows<S>& job, int64_t first, int64_t n) {
   const int64_t* target = job.target + first;

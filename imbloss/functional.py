@@ -718,9 +718,8 @@ def softmax_rows(
     if not _are_usual(logits, target, ignore_index):
         target, ignore_index = _checked_inputs(logits, target, ignore_index)
     reduced = _reduction(reduction)
-    if not isinstance(gamma, Tensor) and not (type(gamma) is float and 0 <= gamma < MOST_GAMMA):
-        check_number(gamma, "gamma", least=0, most=MOST_GAMMA)
-        gamma = float(gamma)
+    if not isinstance(gamma, Tensor):
+        gamma = checked_gamma(gamma)
     # not `in` nor count: they ask tensors whether they equal None, which takes them longer than the loss
     if weight is sample_weight is scale is bias is margin is normalizer is None and type(gamma) is float:
         operands = ()

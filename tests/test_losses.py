@@ -212,6 +212,23 @@ def test_float32_equals_the_float64_reference(loss, sample, classes):
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("left_out", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 10, 40, 100])
+@pytest.mark.parametrize("loss, sample", [p for p in SAMPLES if not p.values[1].startswith("soft")])
+def test_many_rows_that_count(loss, sample, classes, left_out):
+    """What takes vectors of rows that all count another way: weights and their sum, LADE's targets."""
+    rows = 300
+    c = case(loss, sample, classes, (rows,))
+    ignored = c.keywords.get("ignore_index", -100)
+    c.target = torch.arange(rows) * 7 % classes
+    c.target[c.target == ignored] = (ignored + 1) % classes
+    if left_out:
+        c.target[100] = ignored
+    upstream = c.upstream()
+    assert_accurate(c, upstream, c.run(upstream=upstream))
+
+
+@pytest.mark.isa
 @pytest.mark.parametrize("classes", [300, 1203])
 @pytest.mark.parametrize("loss, sample", [p for p in SAMPLES if p.values[1].startswith(("soft", "smoothing"))])
 def test_soft_targets_beside_a_class_that_is_nearly_certain(loss, sample, classes):
