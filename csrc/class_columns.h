@@ -280,7 +280,7 @@ Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first 
         Vec<A> class_top = load(tile.column_top.get() + c);
         column = exp(z - repeat<U>(select(class_top == Vec<A>(-kInfinity<A>), Vec<A>(0), class_top)));
       } else {
-        column = exp(z);
+        column = exp_of_small(z);
         if (kept[0]) store_abreast(kept, c, grad_step, n, column);
         row = column * repeat<U>(load(job.prior + c));
         V size = abs(z);
@@ -344,7 +344,7 @@ void gradient_by_class(const ClassColumns<S>& job, Tile<S>& tile, const Accumula
         grad = exp(z - repeat<U>(load(job.top + c))) * (v * repeat<U>(load(job.slope + c)));
         if (job.prior_ce) grad = grad + exp(z + repeat<U>(load(job.log_prior + c)) - top) * a;
       } else {
-        V e = kept[0] ? load_abreast<U>(kept, c, grad_step, n) : exp(load_abreast<U>(x, c, step, n));
+        V e = kept[0] ? load_abreast<U>(kept, c, grad_step, n) : exp_of_small(load_abreast<U>(x, c, step, n));
         grad = e * (a * repeat<U>(load(job.prior + c)) + v * repeat<U>(load(job.unshifted_slope + c)));
       }
       store_abreast(g, c, grad_step, n, grad);
@@ -407,7 +407,7 @@ Accumulate<S> sum_by_row(const ClassColumns<S>& job, Tile<S>& tile) {
           if (job.prior_ce) row = exp(z + job.log_prior[c] - top);
           column = exp(z - (class_top == -kInfinity<A> ? A(0) : class_top));
         } else {
-          column = exp(z);
+          column = exp_of_small(z);
           if (kept) store_rows(kept + c * job.rows.grad_strides.cls, n, column);
           row = column * job.prior[c];
           V size = abs(z);
@@ -450,7 +450,7 @@ void gradient_by_row(const ClassColumns<S>& job, Tile<S>& tile, const Accumulate
         grad = exp(z - job.top[c]) * (v * job.slope[c]);
         if (job.prior_ce) grad = grad + exp(z + job.log_prior[c] - top) * a;
       } else {
-        V e = kept ? load_rows<U>(kept + c * grad_step, n) : exp(load_rows<U>(x + c * step, n));
+        V e = kept ? load_rows<U>(kept + c * grad_step, n) : exp_of_small(load_rows<U>(x + c * step, n));
         grad = e * (a * job.prior[c] + v * job.unshifted_slope[c]);
       }
       store_rows(g + c * grad_step, n, select(counts, grad, V(0)));
@@ -507,7 +507,7 @@ Vec<float> sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const Pack
   float *total = tile.lane_sum.get(), *own = total + classes * lanes, *count = own + classes * lanes;
   V largest(0);
   for (int i = 0; i < classes; i++) {
-    Vec<float, U> z = load_packed<Weighted, U>(x, tile, packed, r, i, classes), column = exp(z), size = abs(z);
+    Vec<float, U> z = load_packed<Weighted, U>(x, tile, packed, r, i, classes), column = exp_of_small(z), size = abs(z);
     V totals = load(total + i * lanes), owns = load(own + i * lanes), counts = load(count + i * lanes);
     IMBLOSS_UNROLL
     for (int u = 0; u < U; u++) {
@@ -557,7 +557,7 @@ void gradient_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const Packe
       IMBLOSS_UNROLL
       for (int u = 0; u < U; u++) e.r[u] = load(kept + (u * classes + i) * lanes).r[0];
     } else {
-      e = exp(load_packed<Weighted, U>(x, tile, packed, r, i, classes));
+      e = exp_of_small(load_packed<Weighted, U>(x, tile, packed, r, i, classes));
     }
     IMBLOSS_UNROLL
     for (int u = 0; u < U; u++) {

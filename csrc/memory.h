@@ -14,7 +14,8 @@
 namespace imbloss {
 
 constexpr size_t kHugePage = 2 << 20;
-constexpr int64_t kManyBytes = 4 << 20;  // large: from here on
+constexpr int64_t kManyBytes = 4 << 20;    // large: from here on
+constexpr size_t kMarkedBytes = 64 << 20;  // the system may take what is kept: from here on
 
 inline void advise_huge_pages(void* memory, size_t bytes) {
 #if defined(__linux__)
@@ -28,8 +29,9 @@ struct Block {
 };
 
 // A training step frees its gradient before the next step makes one of the same size. To zero new pages can take the
-// system longer than the loss, so blocks that are freed are kept, and marked (MADV_FREE): the system takes their pages
-// when it needs memory, before it swaps or kills. Slots are exchanged atomically, no thread ever waits.
+// system longer than the loss, so blocks that are freed are kept. The larger ones are marked (MADV_FREE): the system
+// takes their pages when it needs memory, before it swaps or kills; to mark one interrupts all threads, which smaller
+// losses would feel. Slots are exchanged atomically, no thread ever waits.
 class Pool {
  public:
   // Null where there is no memory.
@@ -48,7 +50,9 @@ class Pool {
 
   void give_back(Block* block) {
 #if defined(__linux__) && defined(MADV_FREE)
-    if (kept() + block->bytes <= most_ && madvise(block->data, block->bytes, MADV_FREE) == 0) block = keep(block);
+    const bool fits = kept() + block->bytes <= most_;
+    if (fits && (block->bytes < kMarkedBytes || madvise(block->data, block->bytes, MADV_FREE) == 0))
+      block = keep(block);
 #endif
     release(block);
   }

@@ -544,7 +544,6 @@ struct ColumnsCall {
   int64_t padded;             // classes, in whole vectors
   std::vector<double> prior;  // padded with 0
   std::vector<ColumnSums<A>> blocks;
-  std::vector<double> columns;   // kNumColumnStats a class, padded
   double loss = 0, divisor = 0;  // of PriorCE
 
   ColumnsCall(const Rows& rows, const OperandList& operands, const std::vector<double>& numbers, int64_t ignore_index,
@@ -584,12 +583,14 @@ struct ColumnsCall {
     // the targets' sums by block where that costs little memory: a number or two a row, or as classes are few
     constexpr int64_t few_classes = 64;
     const bool own_by_block = block_rows_ >= 8 * rows.classes || rows.classes <= few_classes;
-    std::vector<double> own(2 * rows.classes * (own_by_block ? count : 1));
+    std::vector<double> own(own_by_block ? 2 * rows.classes * count : 0);
+    blocks.reserve(count);
     for (int64_t b = 0; b < count; b++) {
       double* mine = own_by_block ? own.data() + 2 * rows.classes * b : nullptr;
       blocks.push_back({totals_.get() + b * rows.classes, mine, mine ? mine + rows.classes : nullptr,
                         tops_.get() + b * rows.classes, false, false, 0, 0, -1});
     }
+    columns_.reset(new double[kNumColumnStats * padded]);
     in_blocks([&](int64_t b, int64_t begin, int64_t end) {
       small_[b].reset(new bool[(end - begin) / kFewestTileRows + 1]);
       sum_columns(job, begin, end, blocks[b], small_[b].get());
@@ -599,18 +600,20 @@ struct ColumnsCall {
       if (blocks[b].bad_row >= 0) first_bad.bad_row = blocks[b].bad_row;
     }
     rows.check_target(first_bad, job.rows.ignore_index);
-    if (!own_by_block) sum_targets(job, 0, rows.count, own.data(), own.data() + rows.classes);
-    merge(own, own_by_block ? count : 1);
+    merge(own_by_block);
+    if (!own_by_block) sum_targets(job, 0, rows.count, column(kColumnOwn), column(kColumnCount));
   }
 
-  // The loss from `columns` and the totals, and the factors of its gradient in the accumulation dtype.
+  // The loss from the columns and the totals, and the factors of its gradient in the accumulation dtype.
   double finish(int64_t reduction, double prior_ce, A* factors) {
     double mean_of = 1;
     if (reduction == kMean) {
       const std::optional<Tensor>& normalizer = operands[kColumnNormalizer];
       mean_of = normalizer ? numbers_in(*normalizer, "normalizer", 1)[0] : divisor;
     }
-    for (int64_t c = 0; c < rows.classes; c++) regulariser.rows += column(kColumnCount)[c];
+    Vec<double> counted(0);
+    for (int64_t c = 0; c < padded; c += kLanes<double>) counted = counted + load(column(kColumnCount) + c);
+    regulariser.rows = imbloss::sum(counted);
     std::vector<double> terms((rows.classes + kChunk - 1) / kChunk);
     in_chunks([&](int64_t begin, int64_t end) { terms[begin / kChunk] = finish_classes(begin, end, factors); });
     double value = job.prior_ce ? prior_ce * loss / mean_of : 0;
@@ -622,13 +625,17 @@ struct ColumnsCall {
   // The gradient times `upstream`, into job.rows.grad. With the tiles of sum() known to be small, if that was called.
   void gradient(const A* factors, A upstream) {
     const A *top = factors, *slope = top + rows.classes, *share = slope + rows.classes;
-    per_class_.resize(4 * padded);
-    A *tops = per_class_.data(), *slopes = tops + padded, *unshifted = slopes + padded, *shares = unshifted + padded;
+    per_class_.reset(new A[4 * padded]);
+    A *tops = per_class_.get(), *slopes = tops + padded, *unshifted = slopes + padded, *shares = unshifted + padded;
+    bool shifted = false;
     for (int64_t c = 0; c < rows.classes; c++) {
       tops[c] = top[c];
-      slopes[c] = slope[c] * upstream;
-      unshifted[c] = top[c] == 0 ? slopes[c] : slopes[c] * std::exp(-top[c]);
+      shifted |= top[c] != 0;
+      unshifted[c] = slopes[c] = slope[c] * upstream;
       shares[c] = share[c] * upstream;
+    }
+    for (int64_t c = 0; c < rows.classes && shifted; c++) {
+      if (top[c] != 0) unshifted[c] = slopes[c] * std::exp(-top[c]);
     }
     job.top = tops;
     job.slope = slopes;
@@ -641,13 +648,12 @@ struct ColumnsCall {
     });
   }
 
-  double* column(ColumnStats which) { return columns.data() + which * padded; }
+  double* column(ColumnStats which) { return columns_.get() + which * padded; }
 
  private:
   static constexpr int64_t kWhole = 16, kChunk = 512, kFewestTileRows = 32;
-  std::vector<A> constants_, per_class_;
-  std::unique_ptr<A[]> target_x_, tops_;
-  std::unique_ptr<double[]> totals_;
+  std::unique_ptr<A[]> constants_, per_class_, target_x_, tops_;
+  std::unique_ptr<double[]> totals_, columns_;  // of the blocks; kNumColumnStats a class, padded with 0
   std::vector<std::unique_ptr<bool[]>> small_;
   int64_t block_rows_ = 1;
 
@@ -655,25 +661,30 @@ struct ColumnsCall {
 
   void read_prior() {
     prior = numbers_in(*operands[kPrior], "prior", rows.classes);
-    double total = 0, least = kInfinity<double>;
-    for (int64_t c = 0; c < rows.classes; c++) {
-      total += prior[c];
-      least = std::min(least, prior[c]);
+    prior.resize(padded, 1.0);
+    Vec<double> lowest(1), totals(0);
+    for (int64_t c = 0; c < padded; c += kLanes<double>) {
+      const Vec<double> p = load(prior.data() + c);
+      lowest = min(p, lowest);
+      totals = totals + p;
+    }
+    const double least = -max_lane(-lowest), total = imbloss::sum(totals) - static_cast<double>(padded - rows.classes);
+    for (int64_t c = 0; c < rows.classes && !(least > 0 && std::isfinite(total)); c++) {
       if (prior[c] > 0 && prior[c] < kInfinity<double>) continue;
       throw std::invalid_argument("expected prior > 0 and finite, but got " + shown(prior[c]) + " at index " +
                                   std::to_string(c));
     }
+    std::fill(prior.begin() + rows.classes, prior.end(), 0.0);
     if (!(std::abs(total - 1) <= 1e-4)) {
       char text[32];
       std::snprintf(text, sizeof(text), "%.6g", total);
       throw std::invalid_argument("expected prior to sum to 1 within 1e-4, but got a sum of " + std::string(text));
     }
-    prior.resize(padded);
-    constants_.resize(3 * padded);
-    A *pi = constants_.data(), *log_pi = pi + padded, *importance = log_pi + padded;
-    for (int64_t c = 0; c < rows.classes; c++) {
-      pi[c] = static_cast<A>(prior[c]);
-      if (!regulariser.official) importance[c] = static_cast<A>(1 / (prior[c] * static_cast<double>(rows.classes)));
+    constants_.reset(new A[3 * padded]);
+    A *pi = constants_.get(), *log_pi = pi + padded, *importance = log_pi + padded;
+    for (int64_t c = 0; c < padded; c++) pi[c] = static_cast<A>(prior[c]);
+    for (int64_t c = 0; c < rows.classes && !regulariser.official; c++) {
+      importance[c] = static_cast<A>(1 / (prior[c] * static_cast<double>(rows.classes)));
     }
     for (int64_t c = 0; c < padded; c += kLanes<A>) store(log_pi + c, log(load(pi + c)));
     std::fill(log_pi + rows.classes, log_pi + padded, -kInfinity<A>);
@@ -718,8 +729,7 @@ struct ColumnsCall {
   }
 
   // Adds up the blocks, in order.
-  void merge(const std::vector<double>& own, int64_t own_blocks) {
-    columns.assign(kNumColumnStats * padded, 0.0);
+  void merge(bool own_by_block) {
     bool shifted = false, any_row = false;
     for (const ColumnSums<A>& block : blocks) {
       loss += block.loss;
@@ -729,7 +739,12 @@ struct ColumnsCall {
     }
     in_chunks([&](int64_t begin, int64_t end) {
       double *top = column(kColumnTop), *total = column(kColumnTotal);
-      std::fill(top + begin, top + end, shifted || !any_row ? -kInfinity<double> : 0.0);
+      const int64_t filled = end == rows.classes ? padded : end;
+      for (int i = 0; i < kNumColumnStats; i++) {
+        double* sums = column(static_cast<ColumnStats>(i));
+        std::fill(sums + begin, sums + filled, 0.0);
+      }
+      if (shifted || !any_row) std::fill(top + begin, top + end, -kInfinity<double>);
       for (const ColumnSums<A>& block : blocks) {
         if (!block.any_row) continue;
         for (int64_t c = begin; c < end; c++) {
@@ -737,11 +752,10 @@ struct ColumnsCall {
           else total[c] += block.total[c];
         }
       }
-      for (int64_t b = 0; b < own_blocks; b++) {
-        const double* mine = own.data() + 2 * rows.classes * b;
-        for (int64_t c = begin; c < end; c++) {
-          column(kColumnOwn)[c] += mine[c];
-          column(kColumnCount)[c] += mine[rows.classes + c];
+      for (const ColumnSums<A>& block : blocks) {
+        for (int64_t c = begin; c < end && own_by_block; c++) {
+          column(kColumnOwn)[c] += block.own[c];
+          column(kColumnCount)[c] += block.count[c];
         }
       }
     });

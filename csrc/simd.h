@@ -225,6 +225,35 @@ IMBLOSS_INLINE R min_register(R a, R b) {  // the smaller; b where either is NaN
 #endif
 }
 
+// How many parts of an octave there are powers for in a register: 2^(j / kPowers). None where lanes do not move freely.
+#if defined(__AVX512F__)
+inline constexpr int kPowers = 16;
+#elif defined(__AVX2__)
+inline constexpr int kPowers = 8;
+#else
+inline constexpr int kPowers = 0;
+#endif
+
+// 2^(octaves + k / kPowers) of whole k whose last 13 bits are those of the lanes. An entry of the table is the bits of
+// 2^(j / kPowers) less what the last bits of k add to the exponent.
+template <int octaves>
+IMBLOSS_INLINE Register<float> power_register(Register<int32_t> k) {
+#if defined(__AVX512F__)
+  constexpr Register<int32_t> table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+                                       0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                                       0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+  const auto entry = (Register<int32_t>)_mm512_permutexvar_epi32((__m512i)k, (__m512i)(table + (octaves << 23)));
+  return (Register<float>)((Register<int32_t>)_mm512_slli_epi32((__m512i)k, 19) + entry);
+#elif defined(__AVX2__)
+  constexpr Register<int32_t> table = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                       0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+  const auto entry = (Register<int32_t>)_mm256_permutevar8x32_epi32((__m256i)(table + (octaves << 23)), (__m256i)k);
+  return (Register<float>)((Register<int32_t>)_mm256_slli_epi32((__m256i)k, 20) + entry);
+#else
+  return (Register<float>)k;
+#endif
+}
+
 // p * 2^n for whole n <= 100 (900), p about 1. Underflow is gradual, down to 0.
 IMBLOSS_INLINE Register<float> scale_register(Register<float> p, Register<float> n) {
 #if defined(__AVX512F__)

@@ -102,13 +102,13 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   for (; k + 2 <= vectors; k += 2) {
     Vec<float, 2> z = logits(std::integral_constant<int, 2>{}, k);
     large = max(large, abs(z));
-    store(e + k * lanes, exp(z));
+    store(e + k * lanes, exp_of_small(z));
   }
   V largest = fold(large, [](V a, V b) { return max(a, b); });
   if (k < vectors) {
     V z = logits(std::integral_constant<int, 1>{}, k);
     largest = max(largest, abs(z));
-    store(e + k * lanes, exp(z));
+    store(e + k * lanes, exp_of_small(z));
   }
 
   int32_t at[count];  // of the target, in e; of a row that does not count, a place that nobody reads

@@ -190,7 +190,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     for (int64_t c = 0; c < job.classes; c++) {
       V z = logits(c);
       large = max(large, abs(z));
-      store(e + c * width, exp(z));
+      store(e + c * width, exp_of_small(z));
     }
     const bool small = max_lane(large) <= kSmallLogit && !job.margin;
     if (!small) {

@@ -209,14 +209,14 @@ class WideSoftRow {
       typename Exponentials<V>::Run run;
       const int64_t end = std::min(job_.classes, c + kRun * lanes);
       for (; c + lanes <= end; c += lanes) {
-        V z = wide_logits<1>(job_, x, c), e = exp(z);
+        V z = wide_logits<1>(job_, x, c), e = exp_of_small(z);
         largest = max(largest, abs(z));
         store(e_ + c, e);
         all.add(run, e);
       }
       if (c < end) {
         const Part<A> part = first_lanes<A>(static_cast<int>(end - c));
-        V z = wide_logits(job_, x, c, part), e = select(part, exp(z), V(0));
+        V z = wide_logits(job_, x, c, part), e = select(part, exp_of_small(z), V(0));
         largest = max(largest, abs(z));
         store(e_ + c, e);
         all.add(run, e);

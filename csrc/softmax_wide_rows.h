@@ -41,7 +41,7 @@ IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulat
     while (c + step <= last) {
       Vec<A, kAbreast> run(0);
       for (const int64_t end = std::min(last - step, c + (kRun - 1) * step); c <= end; c += step) {
-        Vec<A, kAbreast> z = wide_logits<kAbreast>(job, x, c), exponentials = exp(z);
+        Vec<A, kAbreast> z = wide_logits<kAbreast>(job, x, c), exponentials = exp_of_small(z);
         large = max(large, abs(z));
         store(e + c, exponentials);
         if (g) fetch_to_write(g + c, step);
@@ -53,14 +53,14 @@ IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulat
     largest = max(largest, fold(large, [](V a, V b) { return max(a, b); }));
   }
   for (; c + lanes <= last; c += lanes) {
-    V z = wide_logits<1>(job, x, c), exponentials = exp(z);
+    V z = wide_logits<1>(job, x, c), exponentials = exp_of_small(z);
     largest = max(largest, abs(z));
     store(e + c, exponentials);
     total = total + exponentials;
   }
   if (c < last) {
     const Part<A> part = first_lanes<A>(static_cast<int>(last - c));
-    V z = wide_logits(job, x, c, part), exponentials = select(part, exp(z), V(0));
+    V z = wide_logits(job, x, c, part), exponentials = select(part, exp_of_small(z), V(0));
     largest = max(largest, abs(z));
     store(e + c, exponentials);
     total = total + exponentials;
@@ -86,7 +86,7 @@ IMBLOSS_INLINE void exp_of_all_classes(const SoftmaxRows<S>& job, const S* x, Ac
   for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) {
     V z = wide_logits<1>(job, x, c);
     largest = max(largest, abs(z));
-    store(e + c, exp(z));
+    store(e + c, exp_of_small(z));
   }
 }
 
@@ -123,10 +123,11 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   using A = Accumulate<S>;
   using V = Vec<A>;
   constexpr int lanes = kLanes<A>;
-  constexpr int64_t many = 512;
+  constexpr int64_t many = 512, in_cache = 10 * 1024 / sizeof(A);
   const int64_t padded = (job.classes + lanes - 1) / lanes * lanes;
   const int64_t room = padded + lanes;  // of a row: its second part may begin anywhere
-  const int batch = static_cast<int>(std::clamp<int64_t>(Scratch<A>::kOnStack / room, 1, lanes));
+  // few at a time: exponentials stay in the first-level cache beside the logits and the gradient on their way
+  const int batch = static_cast<int>(std::clamp<int64_t>(in_cache / room, 1, lanes));
   Scratch<A> scratch(batch * room);
   for (int r = 0; r < batch; r++) std::fill_n(scratch.data() + r * room + job.classes, room - job.classes, A(0));
   RowLanes<S, lanes> rows;

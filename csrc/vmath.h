@@ -1,8 +1,8 @@
 // exp, log, log1p and pow on Vec, written once for every instruction set. Errors against long double, with fma (without
 // it a third more); tests/test_core.py asserts them:
-//   exp of x <= 69 (double: 620), with gradual underflow to 0 below -104 (-746): 1.1 ulp
+//   exp of x <= 69 (double: 620), with gradual underflow to 0 below -104 (-746), and exp_of_small: 1.1 ulp
 //   log of normal x > 0: 1.2 ulp
-//   log1p of x >= 0: 1.6 ulp; log1p_of_fraction of 0 <= x <= 1: 1.6 ulp
+//   log1p of x >= 0: 1.6 ulp; log1p_of_fraction of 0 <= x <= 1: 1.8 ulp
 //   pow of 0 <= x <= 1 to an exponent from 0 to 64: 1.2 (1 + exponent) ulp
 // A NaN gives NaN in its own lane. Coefficients: minimax in the relative error (Remez), the leading ones fixed.
 #pragma once
@@ -23,27 +23,57 @@ IMBLOSS_INLINE V horner(V x, typename V::Element c0, C... c) {
 
 template <class T>
 inline constexpr T kRoundToWhole = sizeof(T) == 4 ? T(0x1.8p23) : T(0x1.8p52);
+// ln 2 in two parts: a whole number times the first is exact, with and without fma
+template <class T>
+inline constexpr T kLn2High = sizeof(T) == 4 ? T(0.693359375) : T(6.93147180369123816490e-01);
+template <class T>
+inline constexpr T kLn2Low = sizeof(T) == 4 ? T(-2.12194440054690583e-4) : T(1.90821492927058770002e-10);
+
+// 2^octaves * exp(x), where neither x nor the result is out of range, by a table of powers: with r small, fewer terms
+// than over an octave.
+template <int octaves, int U>
+IMBLOSS_INLINE Vec<float, U> exp_by_powers(Vec<float, U> x) {
+  using V = Vec<float, U>;
+  constexpr float per_octave = kPowers;
+  V shifted = x * (per_octave * 1.4426950408889634f) + kRoundToWhole<float>;
+  V k = shifted - kRoundToWhole<float>;
+  V r = x - k * (kLn2High<float> / per_octave) - k * (kLn2Low<float> / per_octave);
+  V power;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) power.r[i] = power_register<octaves>(to_bits(shifted).r[i]);
+  if constexpr (kPowers == 16) r = horner(r, 1, 0.5000161528587341f, 0.166667178273201f) * r;
+  else r = horner(r, 1, 0.5f, 0.16668027639389038f, 0.04166042432188988f) * r;
+  return power * r + power;
+}
 
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> exp(Vec<T, U> x) {
   using V = Vec<T, U>;
-  // ln 2 in two parts: a whole number times the first is exact, with and without fma
-  constexpr T ln2_high = sizeof(T) == 4 ? T(0.693359375) : T(6.93147180369123816490e-01);
-  constexpr T ln2_low = sizeof(T) == 4 ? T(-2.12194440054690583e-4) : T(1.90821492927058770002e-10);
   constexpr T lowest = sizeof(T) == 4 ? T(-104) : T(-746);  // where the result is 0
   V clamped = max(V(lowest), x);
-  V n = clamped * T(1.4426950408889634) + kRoundToWhole<T> - kRoundToWhole<T>;
-  V r = clamped - n * ln2_high - n * ln2_low;
-  V p;
-  if constexpr (sizeof(T) == 4) {
-    p = horner(r, 1, 1, 0.49999994138837073f, 0.16666429402484528f, 0.04166801286841812f, 0.008374317179520252f,
-               0.0013843465140870549f);
+  if constexpr (sizeof(T) == 4 && kPowers > 0) {
+    return exp_by_powers<24>(clamped) * 0x1p-24f;  // in normal numbers up to the last product
   } else {
-    p = horner(r, 1, 1, 0.50000000000000108968, 0.16666666666666427546, 0.041666666666527670586,
-               0.0083333333334822955041, 0.001388888894433571317, 0.0001984126953831390191, 2.4801492319333656669e-5,
-               2.7557553303371366707e-6, 2.7630542259834853303e-7, 2.5012000019155317886e-8);
+    V n = clamped * T(1.4426950408889634) + kRoundToWhole<T> - kRoundToWhole<T>;
+    V r = clamped - n * kLn2High<T> - n * kLn2Low<T>;
+    V p;
+    if constexpr (sizeof(T) == 4) {
+      p = horner(r, 1, 1, 0.49999994138837073f, 0.16666429402484528f, 0.04166801286841812f, 0.008374317179520252f,
+                 0.0013843465140870549f);
+    } else {
+      p = horner(r, 1, 1, 0.50000000000000108968, 0.16666666666666427546, 0.041666666666527670586,
+                 0.0083333333334822955041, 0.001388888894433571317, 0.0001984126953831390191, 2.4801492319333656669e-5,
+                 2.7557553303371366707e-6, 2.7630542259834853303e-7, 2.5012000019155317886e-8);
+    }
+    return scale_by_power(p, n);
   }
-  return scale_by_power(p, n);
+}
+
+// The same where |x| is at most 69, or the result does not matter.
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> exp_of_small(Vec<T, U> x) {
+  if constexpr (sizeof(T) == 4 && kPowers > 0) return exp_by_powers<0>(x);
+  else return exp(x);
 }
 
 // x = 2^exponent * m with m in [2/3, 4/3): log x = exponent * ln 2 + log m

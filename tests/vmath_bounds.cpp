@@ -50,6 +50,8 @@ void report(const char* type, long count) {
   auto e = [](V x) { return exp(x); };
   auto el = [](long double x) { return std::exp(x); };
   std::printf("exp %s %.3Lf\n", type, std::fmax(worst<T>(T(-1e-9), low, count, e, el), worst<T>(T(1e-9), high, count, e, el)));
+  auto small = [](V x) { return exp_of_small(x); };
+  std::printf("exp_of_small %s %.3Lf\n", type, std::fmax(worst<T>(T(-1e-9), T(-69), count, small, el), worst<T>(T(1e-9), T(69), count, small, el)));
   std::printf("log %s %.3Lf\n", type, worst<T>(tiny, T(1e30), count, [](V x) { return log(x); }, [](long double x) { return std::log(x); }));
   std::printf("log1p %s %.3Lf\n", type, worst<T>(tiny, T(1e30), count, [](V x) { return log1p(x); }, [](long double x) { return std::log1p(x); }));
   std::printf("log1p_of_fraction %s %.3Lf\n", type, worst<T>(tiny, T(1), count, [](V x) { return log1p_of_fraction(x); }, [](long double x) { return std::log1p(x); }));
@@ -80,6 +82,8 @@ void edges() {
   Exponent<Vec<T>> half{Vec<T>(T(0.5)), Vec<T>(0)};
   if (pow(Vec<T>(0), half).r[0][0] != 0) std::printf("edge pow(0, 0.5)\n");
   if (!std::isnan(pow(Vec<T>(nan), half).r[0][0])) std::printf("edge pow(nan)\n");
+  if (!std::isnan(exp_of_small(Vec<T>(nan)).r[0][0])) std::printf("edge exp_of_small(nan)\n");
+  if (exp_of_small(Vec<T>(0)).r[0][0] != 1) std::printf("edge exp_of_small(0)\n");
   if (!std::isnan(log1p(Vec<T>(nan)).r[0][0])) std::printf("edge log1p(nan)\n");
   if (log1p(Vec<T>(0)).r[0][0] != 0) std::printf("edge log1p(0)\n");
 }
