@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "softmax_packed_rows.h"
@@ -83,19 +84,21 @@ struct Tile {
   A number[most];  // label
   A top[most], others[most];
   // per class: sums in lanes that are not classes, and in those that are
-  std::unique_ptr<A[]> lane_sum, sum, column_top;
-  std::unique_ptr<A[]> own, count;  // of the targets of the first `summed` rows
+  A *lane_sum = nullptr, *sum = nullptr, *column_top = nullptr;
+  A *own = nullptr, *count = nullptr;  // of the targets of the first `summed` rows
   int summed;
   int64_t padded;
 
-  // `packed`: whether rows are, which have three sums of each class.
-  Tile(int64_t classes, bool in_lanes, bool packed) : padded((classes + lanes - 1) / lanes * lanes) {
-    if (in_lanes) lane_sum.reset(new A[(packed ? 3 : 1) * classes * lanes]);
-    sum.reset(new A[padded]);
-    column_top.reset(new A[padded]);
-    if (packed) own.reset(new A[padded]);
-    if (packed) count.reset(new A[padded]);
-    std::fill_n(ones_, most, A(1));
+  explicit Tile(int64_t classes) : padded((classes + lanes - 1) / lanes * lanes) { std::fill_n(ones_, most, A(1)); }
+  // With memory for sums. `packed`: whether rows are, which have three sums of each class.
+  Tile(int64_t classes, bool in_lanes, bool packed) : Tile(classes) {
+    const int64_t in_lanes_size = in_lanes ? (packed ? 3 : 1) * classes * lanes : 0;
+    memory_.reset(new A[in_lanes_size + (packed ? 4 : 2) * padded]);
+    lane_sum = memory_.get();
+    sum = lane_sum + in_lanes_size;
+    column_top = sum + padded;
+    if (packed) own = column_top + padded;
+    if (packed) count = own + padded;
   }
   Tile(const Tile&) = delete;
 
@@ -134,7 +137,13 @@ struct Tile {
   void read_logits(const ClassColumns<S>& job) const {
     const int64_t step = job.rows.logits_strides.cls;
     A* x = job.target_x + begin;
-    for (int r = 0; r < rows; r++) x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
+    const S* row = logits(job, 0);
+    const int64_t next = job.rows.logits_strides.outer;
+    if (all_count && job.rows.inner == 1) {
+      for (int r = 0; r < rows; r++, row += next) x[r] = load_one(row + label[r] * step);
+    } else {
+      for (int r = 0; r < rows; r++) x[r] = label[r] < 0 ? A(0) : load_one(logits(job, r) + label[r] * step);
+    }
   }
   bool weighted() const { return importance != ones_; }
 
@@ -181,6 +190,7 @@ struct Tile {
   }
 
  private:
+  std::unique_ptr<A[]> memory_;
   bool few_classes_;  // so few that their values fit into a vector
   int32_t index_[most];
   int64_t label_[most];
@@ -224,14 +234,14 @@ template <class S>
 void tops_by_class(const ClassColumns<S>& job, Tile<S>& tile) {
   using A = Accumulate<S>;
   const int64_t step = job.rows.logits_strides.cls;
-  std::fill_n(tile.column_top.get(), tile.padded, -kInfinity<A>);
+  std::fill_n(tile.column_top, tile.padded, -kInfinity<A>);
   for (int r = 0; r < tile.rows; r++) {
     if (tile.label[r] < 0) continue;
     const S* x = tile.logits(job, r);
     Vec<A> largest(-kInfinity<A>);
     for_lanes<A>(job.rows.classes, [&](int64_t c, int n) {
       Vec<A> z = load_lanes(x + c * step, step, n, -kInfinity<A>);
-      A* top = tile.column_top.get() + c;
+      A* top = tile.column_top + c;
       store(top, max(z, load(top)));
       largest = max(largest, z + load(job.log_prior + c));
     });
@@ -246,7 +256,7 @@ Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first 
   using A = Accumulate<S>;
   constexpr int lanes = kLanes<A>;
   const int64_t step = Adjacent ? 1 : job.rows.logits_strides.cls, grad_step = Adjacent ? 1 : job.rows.grad_strides.cls;
-  A* const sums = tile.sum.get();
+  A* const sums = tile.sum;
   Vec<A> largest(0);
   std::fill_n(sums, tile.padded, A(0));
   tile.for_counting(first, [&](auto registers, const int* rows) {
@@ -277,7 +287,7 @@ Accumulate<S> sum_by_class(const ClassColumns<S>& job, Tile<S>& tile, int first 
       V z = load_abreast<U>(x, c, step, n), row(0), column;
       if constexpr (Shifted) {
         if (job.prior_ce) row = exp(z + repeat<U>(load(job.log_prior + c)) - top);
-        Vec<A> class_top = load(tile.column_top.get() + c);
+        Vec<A> class_top = load(tile.column_top + c);
         column = exp(z - repeat<U>(select(class_top == Vec<A>(-kInfinity<A>), Vec<A>(0), class_top)));
       } else {
         column = exp_of_small(z);
@@ -389,7 +399,7 @@ Accumulate<S> sum_by_row(const ClassColumns<S>& job, Tile<S>& tile) {
     for (int64_t c = 0; c < classes; c++) tile.column_top[c] = max_lane(load(tops.data() + c * lanes));
   }
   Vec<A> largest(0);
-  A* const sums = tile.lane_sum.get();
+  A* const sums = tile.lane_sum;
   std::fill_n(sums, classes * lanes, A(0));
   walk([&](auto registers, int r, int n, auto load_class) {
     constexpr int U = registers;
@@ -504,7 +514,7 @@ Vec<float> sum_packed_rows(const ClassColumns<S>& job, Tile<S>& tile, const Pack
   const int classes = static_cast<int>(job.rows.classes);
   const S* x = tile.logits(job, r);
   float* const kept = tile.kept_exp(job, r);
-  float *total = tile.lane_sum.get(), *own = total + classes * lanes, *count = own + classes * lanes;
+  float *total = tile.lane_sum, *own = total + classes * lanes, *count = own + classes * lanes;
   V largest(0);
   for (int i = 0; i < classes; i++) {
     Vec<float, U> z = load_packed<Weighted, U>(x, tile, packed, r, i, classes), column = exp_of_small(z), size = abs(z);
@@ -594,7 +604,7 @@ float sum_packed(const ClassColumns<S>& job, const PackedColumns& packed, Tile<S
   constexpr int lanes = PackedRows::lanes;
   const int classes = static_cast<int>(job.rows.classes);
   alignas(kVectorBytes) float e[4 * lanes * kMostPacked + 4];
-  float *total = tile.lane_sum.get(), *own = total + classes * lanes, *count = own + classes * lanes;
+  float *total = tile.lane_sum, *own = total + classes * lanes, *count = own + classes * lanes;
   std::fill_n(total, 3 * classes * lanes, 0.0f);
   V largest(0);
   tile.summed = for_packed(tile.rows, [&](auto registers, int r) {
@@ -604,15 +614,15 @@ float sum_packed(const ClassColumns<S>& job, const PackedColumns& packed, Tile<S
   });
   const float largest_rest = sum_by_class<false, true>(job, tile, tile.summed);
   for_lanes<float>(classes, [&](int64_t c, int n) {
-    V totals = load(tile.sum.get() + c), owns(0), counts(0);
+    V totals = load(tile.sum + c), owns(0), counts(0);
     for (int64_t at = c; at < c + lanes * classes; at += classes) {
       totals = totals + load_lanes(total + at, 1, n, 0.0f);
       owns = owns + load_lanes(own + at, 1, n, 0.0f);
       counts = counts + load_lanes(count + at, 1, n, 0.0f);
     }
-    store(tile.sum.get() + c, totals);
-    store(tile.own.get() + c, owns);
-    store(tile.count.get() + c, counts);
+    store(tile.sum + c, totals);
+    store(tile.own + c, owns);
+    store(tile.count + c, counts);
   });
   return std::max(max_lane(largest), largest_rest);
 }
@@ -682,8 +692,8 @@ void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulat
       top = select(counts, of_rows(tile.top, 0), V(0));
       f = finish(cross_entropy, exponent_of<V>(0), weight, A(1), x + of_target - top, others);
     } else {
-      f = finish_small(cross_entropy, exponent_of<V>(0), weight, A(1), select(counts, exp(x) * of_target, V(1)),
-                       others);
+      f = finish_small(cross_entropy, exponent_of<V>(0), weight, A(1),
+                       select(counts, exp_of_small(x) * of_target, V(1)), others);
     }
     if (!job.prior_ce) f.value = f.other = f.target = top = V(0);
     loss = loss + select(counts, f.value, V(0));
@@ -699,14 +709,14 @@ void finish_tile(const ClassColumns<S>& job, Tile<S>& tile, ColumnSums<Accumulat
 
 // Nothing where rows are not packed.
 template <class S>
-std::unique_ptr<PackedColumns> packed_columns_of(const ClassColumns<S>& job) {
+std::optional<PackedColumns> packed_columns_of(const ClassColumns<S>& job) {
   if constexpr (std::is_same_v<Accumulate<S>, float>) {
     const int classes = static_cast<int>(job.rows.classes);
     if (columns_are_packed(job)) {
-      return std::make_unique<PackedColumns>(classes, job.prior, job.unshifted_slope, job.share);
+      return std::optional<PackedColumns>(std::in_place, classes, job.prior, job.unshifted_slope, job.share);
     }
   }
-  return nullptr;
+  return {};
 }
 
 template <class S>
@@ -740,13 +750,13 @@ void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnS
   const int64_t classes = job.rows.classes;
   const bool dense = rows_are_adjacent(job.rows);
   const auto packed = packed_columns_of(job);
-  Tile<S> tile(classes, dense || packed, packed != nullptr);
+  Tile<S> tile(classes, dense || packed, packed.has_value());
   std::fill_n(sums.total, classes, 0.0);
   BlockSums targets;
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {
     tile.read(job, first, last, targets);
     if (!packed) tile.read_logits(job);
-    *small = !job.small_prior && sum_small_tile(job, packed.get(), tile);
+    *small = !job.small_prior && sum_small_tile(job, packed ? &*packed : nullptr, tile);
     if (packed) tile.read_logits(job);  // now that they are in the cache
     if (*small) {
       finish_tile<false>(job, tile, sums);
@@ -758,7 +768,7 @@ void sum_columns(const ClassColumns<S>& job, int64_t begin, int64_t end, ColumnS
       sum_by_class<true, false>(job, tile);
       finish_tile<true>(job, tile, sums);
     }
-    if (tile.any_counts) add_classes(sums, classes, tile.sum.get(), *small ? nullptr : tile.column_top.get());
+    if (tile.any_counts) add_classes(sums, classes, tile.sum, *small ? nullptr : tile.column_top);
     if (sums.own) {
       const int summed = *small ? tile.summed : 0;
       for (int64_t c = 0; c < classes && summed > 0; c++) {
@@ -830,7 +840,7 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
                       bool known_x) {
   using A = Accumulate<S>;
   const bool dense = rows_are_adjacent(job.rows);
-  Tile<S> tile(job.rows.classes, false, false);
+  Tile<S> tile(job.rows.classes);
   const auto packed = packed_columns_of(job);
   BlockSums ignored;
   A other[Tile<S>::most];

@@ -395,28 +395,28 @@ struct Call {
 
 // The losses come in the accumulation dtype. `numbers` are gamma and the policy's parameters.
 
-enum class Grad { kNone, kNew, kOverLogits };
+enum class Want { kLoss, kStats, kGrad, kGradOverLogits };
 
-// One class a row: the loss and, with it, the gradient or else the rows' stats, which a backward needs.
+// One class a row: the loss and, where wanted, the gradient or the rows' stats, which a backward needs.
 std::tuple<Tensor, Tensor> hard_rows(Tensor logits, Tensor target, const OperandList& operands,
                                      const std::vector<double>& numbers, int64_t ignore_index, int64_t reduction,
-                                     const std::string& policy, Grad want) {
+                                     const std::string& policy, Want want) {
   Rows rows(std::move(logits), std::move(target));
   check_reduction(reduction);
   STD_TORCH_CHECK(!rows.probabilities, "expected target of dtype int64");
   STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
-  STD_TORCH_CHECK(want != Grad::kNew || reduction != kNone, "expected a reduction where keep_grad is set");
+  STD_TORCH_CHECK(want != Want::kGrad || reduction != kNone, "expected a reduction where keep_grad is set");
   return with_storage(rows.logits.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
     using S = decltype(storage);
     using A = Accumulate<S>;
     Call<S> call(rows, operands, numbers[0], ignore_index);
-    if (want == Grad::kOverLogits) call.checked_weight();  // nothing is lost to a bad target
+    if (want == Want::kGradOverLogits) call.checked_weight();  // nothing is lost to a bad target
     if (reduction == kMean) call.divide_by_mean(operands);
-    const int64_t stats_shape[] = {kNumRowStats, rows.count};
-    Tensor kept = want == Grad::kNew          ? rows.new_grad(call.job)
-                  : want == Grad::kOverLogits ? rows.grad_over_logits(call.job)
-                                              : new_tensor({stats_shape, 2}, kScalarType<A>);
-    if (want == Grad::kNone) {
+    const int64_t stats_shape[] = {kNumRowStats, want == Want::kStats ? rows.count : 0};
+    Tensor kept = want == Want::kGrad             ? rows.new_grad(call.job)
+                  : want == Want::kGradOverLogits ? rows.grad_over_logits(call.job)
+                                                  : new_tensor({stats_shape, 2}, kScalarType<A>);
+    if (want == Want::kStats) {
       call.job.stats = static_cast<A*>(kept.mutable_data_ptr());
       call.job.stats_stride = rows.count;
     }
@@ -424,8 +424,8 @@ std::tuple<Tensor, Tensor> hard_rows(Tensor logits, Tensor target, const Operand
       return call.loss(
           reduction, [&](int64_t begin, int64_t end, BlockSums& sums) { softmax_rows(call.job, f, begin, end, sums); });
     });
-    if (want == Grad::kOverLogits) rows.give_over(kept);
-    return {loss, want == Grad::kNew ? rows.as_given(kept) : kept};
+    if (want == Want::kGradOverLogits) rows.give_over(kept);
+    return {loss, want == Want::kGrad ? rows.as_given(kept) : kept};
   });
 }
 
@@ -433,13 +433,19 @@ std::tuple<Tensor, Tensor> softmax_rows_op(Tensor logits, Tensor target, Operand
                                            std::vector<double> numbers, int64_t ignore_index, int64_t reduction,
                                            std::string policy, bool keep_grad) {
   return hard_rows(std::move(logits), std::move(target), operands, numbers, ignore_index, reduction, policy,
-                   keep_grad ? Grad::kNew : Grad::kNone);
+                   keep_grad ? Want::kGrad : Want::kStats);
+}
+
+Tensor softmax_rows_value_op(Tensor logits, Tensor target, OperandList operands, std::vector<double> numbers,
+                             int64_t ignore_index, int64_t reduction, std::string policy) {
+  return std::get<0>(
+      hard_rows(std::move(logits), std::move(target), operands, numbers, ignore_index, reduction, policy, Want::kLoss));
 }
 
 Tensor softmax_rows_in_place_op(Tensor logits, Tensor target, OperandList operands, std::vector<double> numbers,
                                 int64_t ignore_index, int64_t reduction, std::string policy) {
   return std::get<0>(hard_rows(std::move(logits), std::move(target), operands, numbers, ignore_index, reduction, policy,
-                               Grad::kOverLogits));
+                               Want::kGradOverLogits));
 }
 
 Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, Tensor stats, OperandList operands,
@@ -467,7 +473,7 @@ Tensor softmax_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, T
 std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logits, Tensor target,
                                      const OperandList& operands, const std::vector<double>& numbers,
                                      double label_smoothing, int64_t ignore_index, int64_t reduction,
-                                     const std::string& policy, Grad want) {
+                                     const std::string& policy, Want want) {
   Rows rows(std::move(logits), std::move(target));
   check_reduction(reduction);
   STD_TORCH_CHECK(!numbers.empty(), "expected gamma to lead the numbers");
@@ -477,12 +483,12 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
     using S = decltype(storage);
     using A = Accumulate<S>;
     Call<S> call(rows, operands, numbers[0], ignore_index);
-    if (want == Grad::kOverLogits) call.checked_weight();  // nothing is lost to a bad target
+    if (want == Want::kGradOverLogits) call.checked_weight();  // nothing is lost to a bad target
     if (reduction == kMean) call.divide_by_mean(operands);
     if (upstream) call.read_upstream(std::move(*upstream));
-    Tensor grad = want == Grad::kNew          ? rows.new_grad(call.job)
-                  : want == Grad::kOverLogits ? rows.grad_over_logits(call.job)
-                                              : new_tensor({none, 1}, kScalarType<S>);
+    Tensor grad = want == Want::kGrad             ? rows.new_grad(call.job)
+                  : want == Want::kGradOverLogits ? rows.grad_over_logits(call.job)
+                                                  : new_tensor({none, 1}, kScalarType<S>);
     // Probabilities are read in the logits' dtype or the accumulation dtype.
     auto run = [&](auto target_storage) {
       using T = decltype(target_storage);
@@ -498,8 +504,8 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
     STD_TORCH_CHECK(!rows.probabilities || dtype == kScalarType<S> || dtype == kScalarType<A>,
                     "expected target probabilities of the logits' dtype or float32");
     Tensor loss = dtype == kScalarType<S> || !rows.probabilities ? run(S{}) : run(A{});
-    if (want == Grad::kOverLogits) rows.give_over(grad);
-    return {loss, want == Grad::kNew ? rows.as_given(grad) : grad};
+    if (want == Want::kGradOverLogits) rows.give_over(grad);
+    return {loss, want == Want::kGrad ? rows.as_given(grad) : grad};
   });
 }
 
@@ -508,21 +514,21 @@ std::tuple<Tensor, Tensor> softmax_soft_rows_op(Tensor logits, Tensor target, Op
                                                 int64_t ignore_index, int64_t reduction, std::string policy,
                                                 bool keep_grad) {
   return soft_rows(std::nullopt, std::move(logits), std::move(target), operands, numbers, label_smoothing, ignore_index,
-                   reduction, policy, keep_grad ? Grad::kNew : Grad::kNone);
+                   reduction, policy, keep_grad ? Want::kGrad : Want::kLoss);
 }
 
 Tensor softmax_soft_rows_in_place_op(Tensor logits, Tensor target, OperandList operands, std::vector<double> numbers,
                                      double label_smoothing, int64_t ignore_index, int64_t reduction,
                                      std::string policy) {
   return std::get<0>(soft_rows(std::nullopt, std::move(logits), std::move(target), operands, numbers, label_smoothing,
-                               ignore_index, reduction, policy, Grad::kOverLogits));
+                               ignore_index, reduction, policy, Want::kGradOverLogits));
 }
 
 Tensor softmax_soft_rows_backward_op(Tensor upstream, Tensor logits, Tensor target, OperandList operands,
                                      std::vector<double> numbers, double label_smoothing, int64_t ignore_index,
                                      int64_t reduction, std::string policy) {
   return std::get<1>(soft_rows(std::move(upstream), std::move(logits), std::move(target), operands, numbers,
-                               label_smoothing, ignore_index, reduction, policy, Grad::kNew));
+                               label_smoothing, ignore_index, reduction, policy, Want::kGrad));
 }
 
 // ---- class columns -------------------------------------------------------------------------------------------------
@@ -1095,6 +1101,7 @@ size_t kept() { return pool.kept(); }
 
 STABLE_TORCH_LIBRARY_IMPL(imbloss, CPU, m) {
   m.impl("softmax_rows", TORCH_BOX(&imbloss::softmax_rows_op));
+  m.impl("softmax_rows_value", TORCH_BOX(&imbloss::softmax_rows_value_op));
   m.impl("softmax_rows_", TORCH_BOX(&imbloss::softmax_rows_in_place_op));
   m.impl("softmax_rows_backward", TORCH_BOX(&imbloss::softmax_rows_backward_op));
   m.impl("softmax_soft_rows", TORCH_BOX(&imbloss::softmax_soft_rows_op));

@@ -87,11 +87,14 @@ IMBLOSS_INLINE Accumulate<S> upstream_of(const SoftmaxRows<S>& job, int64_t row)
 template <class S>
 bool all_count(const SoftmaxRows<S>& job, int64_t first, int64_t n) {
   const int64_t* target = job.target + first;
+  const auto classes = static_cast<uint64_t>(job.classes);
   uint64_t largest = 0;
   int64_t ignored = 0;
   for (int64_t r = 0; r < n; r++) largest = std::max(largest, static_cast<uint64_t>(target[r]));
+  if (largest >= classes) return false;
+  if (static_cast<uint64_t>(job.ignore_index) >= classes) return true;
   for (int64_t r = 0; r < n; r++) ignored += target[r] == job.ignore_index;
-  return largest < static_cast<uint64_t>(job.classes) && ignored == 0;
+  return ignored == 0;
 }
 
 // The weights of n rows, all of which count.
@@ -120,11 +123,19 @@ IMBLOSS_INLINE double sum_by_four(int64_t n, F f) {
 template <class S>
 double total_weight(const SoftmaxRows<S>& job, int64_t begin, int64_t end, BlockSums& sums) {
   if (job.target && !job.weight && !job.sample_weight) {  // a count, without a branch a row
+    constexpr int64_t in_cache = 1024;
     int64_t valid = 0, ignored = 0;
-    for (int64_t row = begin; row < end; row++) {
-      const bool ignore = job.target[row] == job.ignore_index;
-      valid += (static_cast<uint64_t>(job.target[row]) < static_cast<uint64_t>(job.classes)) & !ignore;
-      ignored += ignore;
+    for (int64_t first = begin; first < end; first += in_cache) {
+      const int64_t last = std::min(end, first + in_cache);
+      if (all_count(job, first, last - first)) {
+        valid += last - first;
+        continue;
+      }
+      for (int64_t row = first; row < last; row++) {
+        const bool ignore = job.target[row] == job.ignore_index;
+        valid += (static_cast<uint64_t>(job.target[row]) < static_cast<uint64_t>(job.classes)) & !ignore;
+        ignored += ignore;
+      }
     }
     if (valid + ignored == end - begin) return static_cast<double>(valid);
   }

@@ -119,6 +119,7 @@ IMBLOSS_BINARY(*)
 IMBLOSS_BINARY(/)
 IMBLOSS_BINARY(&)
 IMBLOSS_BINARY(|)
+IMBLOSS_BINARY(^)
 #undef IMBLOSS_BINARY
 
 template <class T, int U>
@@ -719,8 +720,10 @@ IMBLOSS_INLINE void store_mask(uint8_t* p, Mask<T> m) {
   std::memcpy(p, &bytes, sizeof(bytes));
 #endif
 }
-template <class T>
-IMBLOSS_INLINE bool all(Mask<T> m) {
+template <class T, int U>
+IMBLOSS_INLINE bool all(Mask<T, U> m) {
+  IMBLOSS_UNROLL
+  for (int u = 1; u < U; u++) m.r[0] = m.r[0] & m.r[u];
 #if defined(__AVX512F__)
   return m.r[0] == static_cast<MaskRegister<T>>((1u << kLanes<T>)-1);
 #elif defined(__AVX2__)

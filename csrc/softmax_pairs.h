@@ -89,12 +89,60 @@ IMBLOSS_INLINE void pair_rows(const SoftmaxRows<S>& job, const Policy& policy, E
   store_pairs<U>(job.grad + 2 * first, grad[0], grad[1]);
 }
 
+// The usual case: one gamma, no weights, nothing kept of a row.
+template <class S>
+bool pairs_are_plain(const SoftmaxRows<S>& job) {
+  return !job.scale && !job.bias && !job.margin && !job.weight && !job.sample_weight && !job.gamma_high && !job.loss &&
+         !job.stats && (job.ignore_index < 0 || job.ignore_index > 1);
+}
+
+// The same for that case: nothing but signs depends on the label. Adds the values to `total`. Does nothing and returns
+// false where a row does not count, or its logits are far apart or not finite.
+template <int U, class S, class Policy>
+IMBLOSS_INLINE bool plain_pair_rows(const SoftmaxRows<S>& job, const Policy& policy, Exponent<Vec<float, U>> gamma,
+                                    int64_t first, Vec<float>& total) {
+  constexpr int lanes = kLanes<float>;
+  constexpr float far = 69;  // the most that exp_of_small takes
+  using W = Vec<float, U>;
+  Vec<int32_t, U> second;  // the sign's bit where the target is the second class
+  bool all_count = true;
+  IMBLOSS_UNROLL
+  for (int u = 0; u < U; u++) {
+    const Vec<int32_t> labels = load_labels(job.target + first + u * lanes);
+    all_count &= all_in_range(labels, 2, -1);
+    second.r[u] = (labels << 31).r[0];
+  }
+  const Pair<U> z = load_pairs<U>(job.logits + 2 * first);
+  const W other_above = from_bits<float>(to_bits(z.of[1] - z.of[0]) ^ second), below = minus_abs(other_above);
+  if (!all_count || !all(W(-far) < below)) return false;
+
+  W e = exp_of_small(below), inverse_total = reciprocal(e + 1), lower = e * inverse_total;
+  const auto other_on_top = W(0) < other_above;
+  W p = select(other_on_top, lower, inverse_total), q = select(other_on_top, inverse_total, lower);
+  const Point<W> point = policy(Row<W>{select(other_on_top, below, W(0)) - log1p_of_fraction(e), p, q}, gamma);
+  total = total + fold(point.value, [](Vec<float> a, Vec<float> b) { return a + b; });
+  if (!job.grad) return true;
+  const W grad = from_bits<float>(to_bits(point.slope * job.inverse_divisor * q) ^ second);
+  store_pairs<U>(job.grad + 2 * first, grad, -grad);
+  return true;
+}
+
 template <class S, class Policy>
 void softmax_pairs(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
-  constexpr int abreast = 4, lanes = kLanes<float>;
+  constexpr int abreast = 4, lanes = kLanes<float>, step = abreast * lanes;
   const auto gammas = shared_gamma<Vec<float, abreast>>(job);
   const auto gamma = shared_gamma<Vec<float>>(job);
-  for (; begin + abreast * lanes <= end; begin += abreast * lanes) pair_rows<abreast>(job, policy, gammas, begin, sums);
+  const bool plain = pairs_are_plain(job);
+  LongSum<Vec<float>> total;
+  while (begin + step <= end) {
+    Vec<float> run(0);
+    for (const int64_t last = std::min(end - step, begin + (kRun - 1) * step); begin <= last; begin += step) {
+      if (plain && plain_pair_rows<abreast>(job, policy, gammas, begin, run)) continue;
+      pair_rows<abreast>(job, policy, gammas, begin, sums);
+    }
+    total.add(run);
+  }
+  sums.loss += sum(total.value());
   for (; begin + lanes <= end; begin += lanes) pair_rows<1>(job, policy, gamma, begin, sums);
   if (begin < end) softmax_rows_in_scratch(job, AnyPolicy<float>(policy), begin, end, sums);
 }

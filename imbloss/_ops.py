@@ -27,6 +27,12 @@ _library.define(
     "str policy, bool keep_grad) -> (Tensor loss, Tensor kept)",
     tags=_TAGS,
 )
+# The loss alone.
+_library.define(
+    "softmax_rows_value(Tensor logits, Tensor target, Tensor?[] operands, float[] numbers, int ignore_index, "
+    "int reduction, str policy) -> Tensor",
+    tags=_TAGS,
+)
 _library.define(
     "softmax_rows_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor stats, Tensor?[] operands, "
     "int ignore_index) -> Tensor",
@@ -122,6 +128,7 @@ def _(grad_output, logits, *args):
     return torch.empty_like(logits)
 
 
+@torch.library.register_fake("imbloss::softmax_rows_value", lib=_library)
 @torch.library.register_fake("imbloss::softmax_rows_", lib=_library)
 @torch.library.register_fake("imbloss::softmax_soft_rows_", lib=_library)
 def _(logits, target, operands, numbers, *options):
@@ -175,7 +182,7 @@ def _(rows, parent, neighbour, gap):
 # ---- backends ----------------------------------------------------------------------------------------------------
 # Operators by the module of imbloss.kernels that has their launches, of the same names.
 _TRITON_OPERATORS = {
-    "softmax_rows": ("softmax_rows", "softmax_rows_backward", "softmax_rows_"),
+    "softmax_rows": ("softmax_rows", "softmax_rows_value", "softmax_rows_backward", "softmax_rows_"),
     "soft_rows": ("softmax_soft_rows", "softmax_soft_rows_backward", "softmax_soft_rows_"),
     "class_columns": ("class_columns", "class_columns_statistics", "class_columns_backward"),
     "sigmoid_elements": ("sigmoid_elements", "sigmoid_elements_backward"),
@@ -286,6 +293,7 @@ class Traversal:
     keeps: bool  # whether the backward needs what the forward kept
     # (logits, target, operands, *options) -> loss, with the gradient in the logits; None where no loss offers that
     in_place: Callable[..., Tensor] | None = None
+    value: Callable[..., Tensor] | None = None  # the loss alone, where the forward would keep what costs time
     eager: Callable[..., tuple[Tensor, Tensor]] = field(init=False)  # forward without torch.ops' layer in Python
     _recomputed: Callable[..., Tensor] = field(init=False)
 
@@ -311,6 +319,8 @@ class Traversal:
         if kernels is None or composed:
             return self.reference(logits, target, operands, *options)
         if not (logits.requires_grad and torch.is_grad_enabled()):
+            if self.value:
+                return self.value(logits, target, operands, *options)
             return self.forward(logits, target, operands, *options, False)[0]
         if inplace:
             return InPlace.apply(logits, (self, target, operands, options))
@@ -536,6 +546,7 @@ softmax_rows = Traversal(
     reference=reference.softmax_rows,
     keeps=True,
     in_place=torch.ops.imbloss.softmax_rows_.default,
+    value=torch.ops.imbloss.softmax_rows_value.default,
 )
 softmax_soft_rows = Traversal(
     forward=torch.ops.imbloss.softmax_soft_rows.default,

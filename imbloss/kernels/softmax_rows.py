@@ -200,6 +200,10 @@ def softmax_rows(logits, target, operands, numbers, ignore_index, reduction, pol
     return loss, softmax_rows_backward(torch.ones_like(loss), logits, target, stats, operands, ignore_index)
 
 
+def softmax_rows_value(*args):
+    return softmax_rows(*args, False)[0]
+
+
 def softmax_rows_backward(grad_output, logits, target, stats, operands, ignore_index):
     grad = torch.empty_like(logits)
     return _rows_backward(grad, grad_output, logits, target, stats, operands, ignore_index)
