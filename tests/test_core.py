@@ -344,6 +344,8 @@ def test_compiled_gradients_have_the_strides_that_the_compiler_expects(layout, s
     op = torch.ops.imbloss.softmax_soft_rows.default if soft else torch.ops.imbloss.softmax_rows.default
     for keep_grad in (False, True):
         torch.library.opcheck(op, (*args, keep_grad))
+    if not soft:
+        torch.library.opcheck(torch.ops.imbloss.softmax_rows_value.default, args)
 
 
 def test_compiled_without_gradients():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import pickle
 from dataclasses import dataclass
@@ -226,6 +227,52 @@ def test_many_rows_that_count(loss, sample, classes, left_out):
         c.target[100] = ignored
     upstream = c.upstream()
     assert_accurate(c, upstream, c.run(upstream=upstream))
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("row", [0, 63, 64, 130, 199])
+@pytest.mark.parametrize(
+    "odd", ["ignored", "nan", "inf", "-inf", "both -inf", "far", "just near", "just far", "out of range"]
+)
+def test_one_odd_row_among_pairs(odd, row, dtype, gamma):
+    """Two classes, the usual case: whatever leaves it, in whole vectors or after them, changes no other row."""
+    x, y = (3 * torch.randn(200, 2)).to(dtype), torch.arange(200) % 2
+    values = {
+        "nan": (math.nan, 1.0), "inf": (1.0, math.inf), "-inf": (-math.inf, 1.0),
+        "both -inf": (-math.inf, -math.inf), "far": (300.0, -300.0),
+        "just near": (34.0, -34.5), "just far": (34.5, -35.0),
+    }  # fmt: skip
+    if odd in values:
+        x[row] = torch.tensor(values[odd])
+    elif odd == "ignored":
+        y[row] = -100
+    else:
+        y[row] = 2
+        with pytest.raises(IndexError, match=rf"got 2 at index {row}$"):
+            imbloss.focal_loss(x, y, gamma=gamma)
+        return
+
+    def run(function, x, y):
+        x = x.clone().requires_grad_()
+        loss = function(x, y)
+        return loss.detach().double(), torch.autograd.grad(loss, x)[0].double()
+
+    def fused(x, y):
+        return imbloss.focal_loss(x, y, gamma=gamma, reduction="sum")
+
+    loss, grad = run(fused, x, y)
+    others = torch.arange(200) != row
+    alone_loss, alone_grad = run(fused, x[~others], y[~others])  # by another way: it is less than a vector
+    reference_of = functools.partial(reference.focal_loss, gamma=gamma, reduction="sum")
+    others_loss, others_grad = run(reference_of, x[others].double(), y[others])
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(grad[~others], alone_grad, rtol=8 * EPS, atol=0, equal_nan=True)
+    torch.testing.assert_close(grad[others], others_grad, rtol=8 * EPS + eps, atol=1e-12)
+    torch.testing.assert_close(loss, alone_loss + others_loss, rtol=8 * EPS + eps, atol=0, equal_nan=True)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x, y).double(), loss, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.isa
