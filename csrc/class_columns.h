@@ -841,7 +841,7 @@ void columns_gradient(const ClassColumns<S>& job, int64_t begin, int64_t end, Ac
   using A = Accumulate<S>;
   const bool dense = rows_are_adjacent(job.rows);
   Tile<S> tile(job.rows.classes);
-  const auto packed = packed_columns_of(job);
+  [[maybe_unused]] const auto packed = packed_columns_of(job);
   BlockSums ignored;
   A other[Tile<S>::most];
   for_tiles(job, begin, end, [&](int64_t first, int64_t last) {

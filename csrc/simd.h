@@ -391,6 +391,38 @@ IMBLOSS_INLINE void join_pairs(Register<float> first, Register<float> second, Re
 #endif
 }
 
+// Part `part` of triples that lie one after the other in three registers.
+template <int part, size_t... I>
+IMBLOSS_INLINE Register<float> part_of_triples(const Register<float>* all, std::index_sequence<I...>) {
+  constexpr int lanes = kLanes<float>;
+  auto v = __builtin_shufflevector(all[0], all[1], (int(3 * I) + part < 2 * lanes ? int(3 * I) + part : 0)...);
+  return __builtin_shufflevector(v, all[2], (int(3 * I) + part < 2 * lanes ? int(I) : int(3 * I) + part - lanes)...);
+}
+// Register `which` of the three that hold triples of the parts.
+template <int which, size_t... I>
+IMBLOSS_INLINE Register<float> register_of_triples(const Register<float>* parts, std::index_sequence<I...>) {
+  constexpr int lanes = kLanes<float>, at = which * lanes;
+  auto v = __builtin_shufflevector(parts[0], parts[1], ((at + int(I)) / 3 + ((at + int(I)) % 3 == 1 ? lanes : 0))...);
+  return __builtin_shufflevector(v, parts[2], ((at + int(I)) % 3 == 2 ? lanes + (at + int(I)) / 3 : int(I))...);
+}
+// Triples into first, second and third parts, and back.
+IMBLOSS_INLINE Vec<float, 3> split_triples(Vec<float, 3> v) {
+  constexpr std::make_index_sequence<kLanes<float>> lanes;
+  Vec<float, 3> parts;
+  parts.r[0] = part_of_triples<0>(v.r, lanes);
+  parts.r[1] = part_of_triples<1>(v.r, lanes);
+  parts.r[2] = part_of_triples<2>(v.r, lanes);
+  return parts;
+}
+IMBLOSS_INLINE Vec<float, 3> join_triples(Vec<float, 3> parts) {
+  constexpr std::make_index_sequence<kLanes<float>> lanes;
+  Vec<float, 3> v;
+  v.r[0] = register_of_triples<0>(parts.r, lanes);
+  v.r[1] = register_of_triples<1>(parts.r, lanes);
+  v.r[2] = register_of_triples<2>(parts.r, lanes);
+  return v;
+}
+
 // A vector of labels as 32-bit numbers, those that do not fit as negative ones.
 IMBLOSS_INLINE Vec<int32_t> load_labels(const int64_t* p) {
   Vec<int32_t> v;

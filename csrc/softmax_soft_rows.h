@@ -485,6 +485,15 @@ void turn(const S* rows, int64_t step, int n, int64_t classes, Accumulate<S>* tu
       store(turned + r, first);
       store(turned + width + r, second);
     }
+    for (; classes == 3 && step == 3 && r + lanes <= n; r += lanes) {
+      const Vec<float, 3> parts = split_triples(load<3>(rows + r * 3));
+      IMBLOSS_UNROLL
+      for (int c = 0; c < 3; c++) {
+        Vec<float> part;
+        part.r[0] = parts.r[c];
+        store(turned + c * width + r, part);
+      }
+    }
     for (; classes >= 4 && r + lanes <= n; r += lanes) {
       for (int64_t c = 0; c >= 0; c = next_vector(c, 4, classes)) {
         Vec<float> quads[4];
@@ -510,6 +519,12 @@ void turn_back(const Accumulate<S>* turned, int width, int n, int64_t classes, S
       Vec<float, 2> pairs;
       join_pairs(load(turned + r).r[0], load(turned + width + r).r[0], pairs.r[0], pairs.r[1]);
       store(rows + r * 2, pairs);
+    }
+    for (; classes == 3 && step == 3 && r + lanes <= n; r += lanes) {
+      Vec<float, 3> parts;
+      IMBLOSS_UNROLL
+      for (int c = 0; c < 3; c++) parts.r[c] = load(turned + c * width + r).r[0];
+      store(rows + r * 3, join_triples(parts));
     }
     for (; classes >= 4 && r + lanes <= n; r += lanes) {
       for (int64_t c = 0; c >= 0; c = next_vector(c, 4, classes)) {
