@@ -633,8 +633,10 @@ def log_shares(counts: Tensor) -> Tensor:
 
 def _lade_prior(logits: Tensor, prior: Prior | None, counts: Tensor | None, smoothing: float) -> Tensor:
     """The prior, not yet looked at if it was given as one."""
-    usual = type(prior) is Tensor and counts is None and smoothing == 0 and type(logits) is Tensor
-    if usual and prior.dtype in _WIDE and prior.dim() == 1 and logits.dim() > 1 and len(prior) == logits.shape[1] > 0:
+    if (
+        type(prior) is Tensor and counts is None and smoothing == 0 and type(logits) is Tensor and prior.dtype in _WIDE
+        and prior.dim() == 1 and logits.dim() > 1 and len(prior) == logits.shape[1] > 0
+    ):  # fmt: skip
         return prior  # told at a glance; everything else in words
     classes = num_classes(logits)
     if counts is not None or prior is None or smoothing != 0:
