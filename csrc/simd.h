@@ -131,7 +131,7 @@ IMBLOSS_INLINE Vec<T, U> operator-(Vec<T, U> a) {
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> operator<<(Vec<T, U> a, int n) {
   IMBLOSS_UNROLL
-  for (int i = 0; i < U; i++) a.r[i] = a.r[i] << n;
+  for (int i = 0; i < U; i++) a.r[i] = (Register<T>)((Wrapping<T>)a.r[i] << n);
   return a;
 }
 template <class T, int U>
@@ -239,17 +239,18 @@ inline constexpr int kPowers = 0;
 // 2^(j / kPowers) less what the last bits of k add to the exponent.
 template <int octaves>
 IMBLOSS_INLINE Register<float> power_register(Register<int32_t> k) {
+  [[maybe_unused]] auto add = [](auto a, auto b) { return (Wrapping<int32_t>)a + (Wrapping<int32_t>)b; };
 #if defined(__AVX512F__)
   constexpr Register<int32_t> table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
                                        0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
                                        0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
-  const auto entry = (Register<int32_t>)_mm512_permutexvar_epi32((__m512i)k, (__m512i)(table + (octaves << 23)));
-  return (Register<float>)((Register<int32_t>)_mm512_slli_epi32((__m512i)k, 19) + entry);
+  const __m512i entry = _mm512_permutexvar_epi32((__m512i)k, (__m512i)(table + (octaves << 23)));
+  return (Register<float>)add(_mm512_slli_epi32((__m512i)k, 19), entry);
 #elif defined(__AVX2__)
   constexpr Register<int32_t> table = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
                                        0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
-  const auto entry = (Register<int32_t>)_mm256_permutevar8x32_epi32((__m256i)(table + (octaves << 23)), (__m256i)k);
-  return (Register<float>)((Register<int32_t>)_mm256_slli_epi32((__m256i)k, 20) + entry);
+  const __m256i entry = _mm256_permutevar8x32_epi32((__m256i)(table + (octaves << 23)), (__m256i)k);
+  return (Register<float>)add(_mm256_slli_epi32((__m256i)k, 20), entry);
 #else
   return (Register<float>)k;
 #endif
