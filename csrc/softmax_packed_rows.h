@@ -152,14 +152,18 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   W top(0), e_others;
   Finished<W> f;
   float at_target[count];
-  if (max_lane(largest) <= kSmallLogit && !job.margin) {
+  bool small = max_lane(largest) <= kSmallLogit && !job.margin;
+  if (small) {
     for (int r = 0; r < count; r++) {
       at_target[r] = e[at[r]];
       e[at[r]] = 0;  // out of the sum of the others
     }
     e_others = reduce(0, add);
     f = finish_small(policy, gamma, weight, job.inverse_divisor, load<U>(at_target), e_others);
-  } else {
+    const auto kept = keeps_digits(f);
+    small = all_count ? all(kept) : all(kept | (load<U>(counts) == W(0)));
+  }
+  if (!small) {
     for (int k = 0; k < vectors; k++) store(e + k * lanes, logits(std::integral_constant<int, 1>{}, k));
     for (int r = 0; r < count; r++) {
       if (job.margin && (all_count || counts[r] != 0)) e[at[r]] -= job.margin[target[r]];

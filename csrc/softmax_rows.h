@@ -10,6 +10,7 @@ namespace imbloss {
 template <class V>
 struct Finished {
   V value, other, target;  // the loss times its weight, and what RowStats says
+  V slope;                 // of finish_small
 };
 template <class V, class Policy>
 IMBLOSS_INLINE Finished<V> finish(const Policy& policy, Exponent<V> gamma, V weight,
@@ -38,7 +39,14 @@ IMBLOSS_INLINE Finished<V> finish_small(const Policy& policy, Exponent<V> gamma,
   V inverse_target = reciprocal(e_target), odds = e_others * inverse_target, p = reciprocal(odds + 1), q = odds * p;
   Point<V> point = policy(Row<V>{-log1p(odds, p), p, q}, gamma);
   V slope = weight * inverse_divisor * point.slope;
-  return {weight * point.value, -(slope * (p * inverse_target)), slope * q};
+  return {weight * point.value, -(slope * (p * inverse_target)), slope * q, slope};
+}
+// Whether products of exponentials with `other` keep their digits. Where p is nearly 1, its power of q may be so small,
+// and the sum of the exponentials so large, that it underflows and the gradient does not.
+template <class V>
+IMBLOSS_INLINE auto keeps_digits(const Finished<V>& f) {
+  const V least(std::numeric_limits<typename V::Element>::min());
+  return (abs(f.slope) < least) | (least < abs(f.other));
 }
 
 // Targets and constants of up to `size` rows, in lanes. A row that does not count has label -1 and, in every lane, p =
@@ -238,6 +246,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     if (job.gamma_high) gamma = {load<U>(rows.gamma_high), load<U>(rows.gamma_low)};
     Finished<V> f = small ? finish_small(policy, gamma, weight, job.inverse_divisor, target, e_others)
                           : finish(policy, gamma, weight, job.inverse_divisor, target - top, e_others);
+    if (small && !all(keeps_digits(f))) return softmax_rows_in_scratch(job, policy, row, row + n, sums);
     rows.finished(job, row, n, f, sums);
     if (!job.grad) return;
     S* g = row_of(job.grad, job.grad_strides, job.inner, row);

@@ -174,6 +174,10 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
     if (job.gamma_high) gamma = {load(rows.gamma_high), load(rows.gamma_low)};
     Finished<V> f =
         finish_small(policy, gamma, load(rows.weight), job.inverse_divisor, exp(target_z), load(rows.others));
+    if (!all(keeps_digits(f))) {
+      softmax_rows_in_scratch(job, policy, first, first + n, sums);
+      continue;
+    }
     rows.finished(job, first, n, f, sums);
     if (!job.grad) continue;
     A other[lanes];
