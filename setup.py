@@ -35,6 +35,7 @@ HEADERS = [
     "rows.h",
     "softmax_rows.h",
     "softmax_pairs.h",
+    "softmax_long_rows.h",
     "softmax_wide_rows.h",
     "softmax_packed_rows.h",
     "softmax_soft_rows.h",

@@ -206,19 +206,20 @@ int64_t rows_of_block(int64_t rows, int64_t classes) {
   return block < whole_vectors ? block : (block + whole_vectors - 1) / whole_vectors * whole_vectors;
 }
 
-// Walks over all rows in blocks, and merges their sums in order.
+// Walks over all rows in runs of blocks that follow one another: f(begin, end, rows of a block, sums of each block).
+// Merges the sums in order.
 template <class F>
-BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
+BlockSums for_runs_of_blocks(int64_t rows, int64_t classes, F f) {
   const int64_t block_rows = rows_of_block(rows, classes);
   const int64_t count = rows == 0 ? 1 : (rows + block_rows - 1) / block_rows;
   BlockSums all;
   if (count <= 1) {
-    f(0, rows, all);
+    f(0, rows, std::max<int64_t>(rows, 1), &all);
     return all;
   }
   std::vector<BlockSums> blocks(count);
   torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; b++) f(b * block_rows, std::min(rows, (b + 1) * block_rows), blocks[b]);
+    f(first * block_rows, std::min(rows, last * block_rows), block_rows, &blocks[first]);
   });
   for (const BlockSums& block : blocks) {
     all.loss += block.loss;
@@ -226,6 +227,14 @@ BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
     if (all.bad_row < 0) all.bad_row = block.bad_row;
   }
   return all;
+}
+
+// The same, block by block: f(begin, end, sums).
+template <class F>
+BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
+  return for_runs_of_blocks(rows, classes, [&](int64_t begin, int64_t end, int64_t block_rows, BlockSums* sums) {
+    in_blocks(begin, end, block_rows, sums, f);
+  });
 }
 
 // Logits and targets as rows, checked. Targets are class indices, or probabilities of the logits' shape.
@@ -376,13 +385,14 @@ struct Call {
     job.upstream = data_of<A>(&*upstream_, "grad_output", kScalarType<A>, job.upstream_per_row ? rows.count : 1);
   }
 
-  // Runs f(begin, end, sums) over all rows, and reduces their losses: one number, or job.loss as it was filled.
+  // Runs f(begin, end, block rows, block sums) over all rows, and reduces their losses: one number, or job.loss as it
+  // was filled.
   template <class F>
   Tensor loss(int64_t reduction, F f) {
     Tensor loss = reduction == kNone ? new_tensor(rows.shape(), kScalarType<A>) : new_tensor({}, kScalarType<A>);
     A* values = static_cast<A*>(loss.mutable_data_ptr());
     if (reduction == kNone) job.loss = values;
-    BlockSums sums = for_blocks(rows.count, rows.classes, f);
+    BlockSums sums = for_runs_of_blocks(rows.count, rows.classes, f);
     rows.check_target(sums, job.ignore_index);
     if (reduction != kNone) *values = static_cast<A>(sums.loss / divisor);
     return loss;
@@ -421,8 +431,9 @@ std::tuple<Tensor, Tensor> hard_rows(Tensor logits, Tensor target, const Operand
       call.job.stats_stride = rows.count;
     }
     Tensor loss = with_policy(policy, numbers, [&](auto f) {
-      return call.loss(
-          reduction, [&](int64_t begin, int64_t end, BlockSums& sums) { softmax_rows(call.job, f, begin, end, sums); });
+      return call.loss(reduction, [&](int64_t begin, int64_t end, int64_t block_rows, BlockSums* sums) {
+        softmax_rows(call.job, f, begin, end, block_rows, sums);
+      });
     });
     if (want == Want::kGradOverLogits) rows.give_over(kept);
     return {loss, want == Want::kGrad ? rows.as_given(kept) : kept};
@@ -495,8 +506,10 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
       SoftTargets<S, T> targets{nullptr, rows.target_strides, static_cast<A>(label_smoothing)};
       if (rows.probabilities) targets.probabilities = static_cast<const T*>(rows.target.const_data_ptr());
       return with_policy(policy, numbers, [&](auto f) {
-        return call.loss(reduction, [&](int64_t begin, int64_t end, BlockSums& sums) {
-          softmax_soft_rows(call.job, targets, f, begin, end, sums);
+        return call.loss(reduction, [&](int64_t begin, int64_t end, int64_t block_rows, BlockSums* blocks) {
+          in_blocks(begin, end, block_rows, blocks, [&](int64_t first, int64_t last, BlockSums& sums) {
+            softmax_soft_rows(call.job, targets, f, first, last, sums);
+          });
         });
       });
     };

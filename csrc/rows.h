@@ -58,6 +58,15 @@ struct BlockSums {
   int64_t ignored = 0;   // elements that do not count, where they are counted on the way
 };
 
+// Calls f(begin, end, sums) block by block; there is one at least.
+template <class F>
+void in_blocks(int64_t begin, int64_t end, int64_t block_rows, BlockSums* sums, F f) {
+  do {
+    f(begin, std::min(end, begin + block_rows), *sums++);
+    begin += block_rows;
+  } while (begin < end);
+}
+
 template <class S>
 IMBLOSS_INLINE S* row_of(S* base, const Strides& strides, int64_t inner, int64_t row) {
   if (inner == 1) return base + row * strides.outer;  // a division costs more than a small row

@@ -302,6 +302,21 @@ template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> abs(Vec<T, U> a) {
   return from_bits<T>(to_bits(a) & static_cast<BitsOf<T>>(~(uint64_t(1) << (8 * sizeof(T) - 1))));
 }
+// The larger of a >= 0 and |b|; either where one is NaN.
+template <class T, int U>
+IMBLOSS_INLINE Vec<T, U> larger_abs(Vec<T, U> a, Vec<T, U> b) {
+#if defined(__AVX512DQ__)
+  constexpr int larger_magnitude_without_sign = 0b1011;
+  IMBLOSS_UNROLL
+  for (int i = 0; i < U; i++) {
+    if constexpr (sizeof(T) == 4) a.r[i] = _mm512_range_ps(a.r[i], b.r[i], larger_magnitude_without_sign);
+    else a.r[i] = _mm512_range_pd(a.r[i], b.r[i], larger_magnitude_without_sign);
+  }
+  return a;
+#else
+  return max(a, abs(b));
+#endif
+}
 template <class T, int U>
 IMBLOSS_INLINE Vec<T, U> minus_abs(Vec<T, U> a) {
   return from_bits<T>(to_bits(a) | Vec<BitsOf<T>, U>(std::numeric_limits<BitsOf<T>>::min()));
@@ -701,6 +716,12 @@ template <class T>
 IMBLOSS_INLINE void fetch_to_read(const T* p, int n) {
   IMBLOSS_UNROLL
   for (int i = 0; i < n; i += kLineBytes / static_cast<int>(sizeof(T))) __builtin_prefetch(p + i);
+}
+// The same into the second-level cache: what comes from memory in a long stream would crowd the first.
+template <class T>
+IMBLOSS_INLINE void fetch_to_read_later(const T* p, int n) {
+  IMBLOSS_UNROLL
+  for (int i = 0; i < n; i += kLineBytes / static_cast<int>(sizeof(T))) __builtin_prefetch(p + i, 0, 2);
 }
 template <class T>
 IMBLOSS_INLINE void fetch_to_write(T* p, int n) {

@@ -3,8 +3,8 @@
 // lies; what belongs to a row (sum, loss, slope) in a lane per row.
 #pragma once
 
+#include "softmax_long_rows.h"
 #include "softmax_pairs.h"
-#include "softmax_wide_rows.h"
 
 namespace imbloss {
 
@@ -259,21 +259,25 @@ bool rows_are_packed(const SoftmaxRows<S>& job) {
 }
 #endif
 
-// The two places that choose a traversal by shape.
+// The two places that choose a traversal by shape. Rows from `begin` on, in blocks with sums of their own.
 template <class S, class Policy>
-void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, BlockSums& sums) {
-#if defined(IMBLOSS_MOVES_LANES)
-  if constexpr (std::is_same_v<Accumulate<S>, float>) {
-    if (rows_are_packed(job)) {
-      if (job.classes == 2) return softmax_pairs(job, policy, begin, end, sums);
-      return softmax_packed_rows(job, policy, begin, end, sums);
-    }
-  }
-#endif
+void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, int64_t block_rows,
+                  BlockSums* sums) {
   const AnyPolicy<Accumulate<S>> any(policy);
-  if (rows_are_wide(job)) softmax_wide_rows(job, any, begin, end, sums);
-  else if (rows_are_adjacent(job)) softmax_dense_rows(job, any, begin, end, sums);
-  else softmax_rows_in_scratch(job, any, begin, end, sums);
+  if (rows_are_long(job)) return softmax_long_rows(job, any, begin, end, block_rows, sums);
+  in_blocks(begin, end, block_rows, sums, [&](int64_t first, int64_t last, BlockSums& block) {
+#if defined(IMBLOSS_MOVES_LANES)
+    if constexpr (std::is_same_v<Accumulate<S>, float>) {
+      if (rows_are_packed(job)) {
+        if (job.classes == 2) return softmax_pairs(job, policy, first, last, block);
+        return softmax_packed_rows(job, policy, first, last, block);
+      }
+    }
+#endif
+    if (rows_are_wide(job)) softmax_wide_rows(job, any, first, last, block);
+    else if (rows_are_adjacent(job)) softmax_dense_rows(job, any, first, last, block);
+    else softmax_rows_in_scratch(job, any, first, last, block);
+  });
 }
 
 template <class S>

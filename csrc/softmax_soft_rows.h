@@ -209,7 +209,7 @@ class WideSoftRow {
       typename Exponentials<V>::Run run;
       const int64_t end = std::min(job_.classes, c + kRun * lanes);
       for (; c + lanes <= end; c += lanes) {
-        V z = wide_logits<1>(job_, x, c), e = exp_of_small(z);
+        V z = wide_logits(job_, x, c), e = exp_of_small(z);
         largest = max(largest, abs(z));
         store(e_ + c, e);
         all.add(run, e);
@@ -321,7 +321,7 @@ class WideSoftRow {
           if (job_.gamma_high) gamma = {load(job_.gamma_high + c), load(job_.gamma_low + c)};
           V share = t_ ? load(t_ + c) * targets_.kept() + spread_ : V(spread_);
           if (job_.weight) share = share * load(job_.weight + c);
-          const Point<V> point = of_class(gamma, wide_logits<1>(job_, x_, c), load(e_ + c));
+          const Point<V> point = of_class(gamma, wide_logits(job_, x_, c), load(e_ + c));
           V slope = share * point.slope;
           store(slopes_ + c, slope);
           run_slopes = run_slopes + slope;

@@ -1,4 +1,5 @@
-// Softmax losses of one target class a row where classes are many and lie side by side. Exponentials of the logits
+// Softmax losses of one target class a row where classes are some vectors that lie side by side: a batch of rows at a
+// time, which share the logarithms. Exponentials of the logits
 // themselves, as long as these are small: no pass for a maximum, and nothing is rounded before exp.
 #pragma once
 
@@ -6,14 +7,12 @@
 
 namespace imbloss {
 
-inline constexpr int kAbreast = 2;  // vectors worked on side by side
-
-// z = scale x + bias of U vectors from class c on, or of a part of one.
-template <int U, class S>
-IMBLOSS_INLINE Vec<Accumulate<S>, U> wide_logits(const SoftmaxRows<S>& job, const S* x, int64_t c) {
-  auto z = load<U>(x + c);
-  if (job.scale) z = z * load<U>(job.scale + c);
-  if (job.bias) z = z + load<U>(job.bias + c);
+// z = scale x + bias of a vector from class c on, or of a part of one.
+template <class S>
+IMBLOSS_INLINE Vec<Accumulate<S>> wide_logits(const SoftmaxRows<S>& job, const S* x, int64_t c) {
+  auto z = load(x + c);
+  if (job.scale) z = z * load(job.scale + c);
+  if (job.bias) z = z + load(job.bias + c);
   return z;
 }
 template <class S>
@@ -24,48 +23,6 @@ IMBLOSS_INLINE Vec<Accumulate<S>> wide_logits(const SoftmaxRows<S>& job, const S
   if (job.scale) z = z * load(job.scale + c, part, A(0));
   if (job.bias) z = z + load(job.bias + c, part, A(0));
   return z;
-}
-
-// Writes exp(z) of classes first to last - 1 into e, returns their sum in lanes, and takes their |z| into `largest`.
-// Meanwhile the memory of the gradient g comes closer; null is none.
-template <class S, class V>
-IMBLOSS_INLINE V exp_of_classes(const SoftmaxRows<S>& job, const S* x, Accumulate<S>* e, int64_t first, int64_t last,
-                                V& largest, S* g) {
-  using A = Accumulate<S>;
-  constexpr int lanes = kLanes<A>, step = kAbreast * lanes;
-  int64_t c = first;
-  V total(0);
-  if (c + step <= last) {
-    LongSum<Vec<A, kAbreast>> sums;
-    Vec<A, kAbreast> large(0);
-    while (c + step <= last) {
-      Vec<A, kAbreast> run(0);
-      for (const int64_t end = std::min(last - step, c + (kRun - 1) * step); c <= end; c += step) {
-        Vec<A, kAbreast> z = wide_logits<kAbreast>(job, x, c), exponentials = exp_of_small(z);
-        large = max(large, abs(z));
-        store(e + c, exponentials);
-        if (g) fetch_to_write(g + c, step);
-        run = run + exponentials;
-      }
-      sums.add(run);
-    }
-    total = fold(sums.value(), [](V a, V b) { return a + b; });
-    largest = max(largest, fold(large, [](V a, V b) { return max(a, b); }));
-  }
-  for (; c + lanes <= last; c += lanes) {
-    V z = wide_logits<1>(job, x, c), exponentials = exp_of_small(z);
-    largest = max(largest, abs(z));
-    store(e + c, exponentials);
-    total = total + exponentials;
-  }
-  if (c < last) {
-    const Part<A> part = first_lanes<A>(static_cast<int>(last - c));
-    V z = wide_logits(job, x, c, part), exponentials = select(part, exp_of_small(z), V(0));
-    largest = max(largest, abs(z));
-    store(e + c, exponentials);
-    total = total + exponentials;
-  }
-  return total;
 }
 
 // The sum in lanes of e, whole vectors.
@@ -84,20 +41,18 @@ IMBLOSS_INLINE Vec<A> sum_of_classes(const A* e, int64_t padded) {
 template <class S, class V>
 IMBLOSS_INLINE void exp_of_all_classes(const SoftmaxRows<S>& job, const S* x, Accumulate<S>* e, V& largest) {
   for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) {
-    V z = wide_logits<1>(job, x, c);
+    V z = wide_logits(job, x, c);
     largest = max(largest, abs(z));
     store(e + c, exp_of_small(z));
   }
 }
 
-// Writes e * factor, times the scale, into a row of the gradient. Meanwhile logits that come next, if not null, come
-// closer.
+// Writes e * factor, times the scale, into a row of the gradient.
 template <class S>
 IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g,
-                                  bool streams, const S* next) {
+                                  bool streams) {
   using V = Vec<Accumulate<S>>;
   auto grad = [&](int64_t c) IMBLOSS_INLINE_LAMBDA {
-    if (next) fetch_to_read(next + c, V::size);
     V grad = load(e + c) * factor;
     return job.scale ? grad * load(job.scale + c) : grad;
   };
@@ -123,13 +78,12 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   using A = Accumulate<S>;
   using V = Vec<A>;
   constexpr int lanes = kLanes<A>;
-  constexpr int64_t many = 512, in_cache = 10 * 1024 / sizeof(A);
+  constexpr int64_t in_cache = 10 * 1024 / sizeof(A);
   const int64_t padded = (job.classes + lanes - 1) / lanes * lanes;
-  const int64_t room = padded + lanes;  // of a row: its second part may begin anywhere
   // few at a time: exponentials stay in the first-level cache beside the logits and the gradient on their way
-  const int batch = static_cast<int>(std::clamp<int64_t>(in_cache / room, 1, lanes));
-  Scratch<A> scratch(batch * room);
-  for (int r = 0; r < batch; r++) std::fill_n(scratch.data() + r * room + job.classes, room - job.classes, A(0));
+  const int batch = static_cast<int>(std::clamp<int64_t>(in_cache / padded, 1, lanes));
+  Scratch<A> scratch(batch * padded);
+  for (int r = 0; r < batch; r++) std::fill_n(scratch.data() + r * padded + job.classes, padded - job.classes, A(0));
   RowLanes<S, lanes> rows;
   std::fill_n(rows.top, lanes, A(0));  // what exponentials are relative to
   Exponent<V> gamma = shared_gamma<V>(job);
@@ -148,21 +102,15 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       if (!rows.read(job, first + r, r, sums)) continue;
       const int64_t y = rows.label[r];
       const S* x = row_of(job.logits, job.logits_strides, job.inner, first + r);
-      A* e = scratch.data() + r * room;
-      if (job.classes >= many) {
-        S* g = job.grad && !streams ? row_of(job.grad, job.grad_strides, job.inner, first + r) : nullptr;
-        others[r] = exp_of_classes(job, x, e, 0, y, largest, g);
-        others[r] = others[r] + exp_of_classes(job, x, e, y + 1, job.classes, largest, g);
-      } else {
-        exp_of_all_classes(job, x, e, largest);
-        e[y] = 0;
-      }
+      A* e = scratch.data() + r * padded;
+      exp_of_all_classes(job, x, e, largest);
+      e[y] = 0;
       rows.target_z[r] = load_one(x + y);
       if (job.scale) rows.target_z[r] *= job.scale[y];
       if (job.bias) rows.target_z[r] += job.bias[y];
     }
-    for (int r = 0; r < n && job.classes < many; r++) {
-      if (rows.label[r] >= 0) others[r] = sum_of_classes(scratch.data() + r * room, padded);
+    for (int r = 0; r < n; r++) {
+      if (rows.label[r] >= 0) others[r] = sum_of_classes(scratch.data() + r * padded, padded);
     }
     store(rows.others, imbloss::sums(others));
     V target_z = load(rows.target_z);
@@ -188,11 +136,9 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
         continue;
       }
       S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
-      A* e = scratch.data() + r * room;
+      A* e = scratch.data() + r * padded;
       e[rows.label[r]] = -rows.others[r];  // times `other` it is slope * q
-      // only fetched: past the last row there is none
-      const S* next = row_of(job.logits, job.logits_strides, job.inner, first + n + r);
-      scale_classes(job, e, other[r], g, streams, job.classes >= many ? next : nullptr);
+      scale_classes(job, e, other[r], g, streams);
     }
   }
   if (streams) stream_fence();

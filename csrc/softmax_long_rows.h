@@ -1,0 +1,190 @@
+// Softmax losses of one target class a row where classes are many vectors that lie side by side. Exponentials of the
+// logits themselves, as softmax_wide_rows.h takes them, of one row at a time; meanwhile the gradient of the row before
+// is written, so that arithmetic and memory are busy together, and no row's logarithm is waited for.
+#pragma once
+
+#include "softmax_wide_rows.h"
+
+namespace imbloss {
+
+inline constexpr int64_t kLongRow = 512;  // classes: from here on
+
+template <class S>
+class LongRows {
+  using A = Accumulate<S>;
+  using V = Vec<A>;
+  static constexpr int kVectors = 8;  // a chunk: summed and told apart from others together
+  static constexpr int64_t kChunk = kVectors * V::size;
+  static constexpr int64_t kAhead = 4096 / sizeof(S);  // what memory is fetched ahead of its use: a page
+
+ public:
+  explicit LongRows(const SoftmaxRows<S>& job)
+      : job_(job),
+        streams_(std::is_same_v<S, A> && streams_past_caches(job)),
+        room_((job.classes + V::size - 1) / V::size * V::size + 2 * V::size),
+        scratch_(2 * room_),
+        gamma_(shared_gamma<V>(job)) {}
+
+  template <class Policy>
+  void add(const Policy& policy, int64_t row, BlockSums& sums) {
+    if (!row_.read(job_, row, 0, sums)) {
+      write_waiting();
+      row_.finished(job_, row, 1, Finished<V>{V(0), V(0), V(0), V(0)}, sums);
+      if (job_.grad) clear_row(job_, row);
+      return;
+    }
+    const int64_t y = row_.label[0];
+    const S* x = row_of(job_.logits, job_.logits_strides, job_.inner, row);
+    A* e = exponentials_of(x);
+    V largest(0);
+    const A others = sum(!waiting_.g ? exp_of_row<Write::kNothing>(x, e, y, largest)
+                         : streams_  ? exp_of_row<Write::kPastCaches>(x, e, y, largest)
+                                     : exp_of_row<Write::kIntoCaches>(x, e, y, largest));
+    waiting_ = {};
+    if (job_.gamma_high) gamma_ = {V(row_.gamma_high[0]), V(row_.gamma_low[0])};
+    const Finished<V> f = finish_small(policy, gamma_, V(row_.weight[0]), job_.inverse_divisor, V(e[y]), V(others));
+    if (!(max_lane(largest) <= kSmallLogit) || !all(keeps_digits(f))) {
+      return softmax_rows_in_scratch(job_, policy, row, row + 1, sums);
+    }
+    row_.finished(job_, row, 1, f, sums);
+    if (!job_.grad) return;
+    e[y] = -others;  // times `other` it is slope * q
+    waiting_ = {e, row_of(job_.grad, job_.grad_strides, job_.inner, row), f.other.r[0][0]};
+    second_ = !second_;
+  }
+
+  void finish() {
+    write_waiting();
+    if (streams_) stream_fence();
+  }
+
+ private:
+  enum class Write { kNothing, kIntoCaches, kPastCaches };
+  struct Waiting {  // its gradient is e * factor
+    const A* e = nullptr;
+    S* g = nullptr;
+    A factor = 0;
+  };
+
+  // The classes before the first whole vector of memory.
+  static int64_t head_of(const S* p) {
+    constexpr size_t bytes = V::size * sizeof(S);
+    return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes / sizeof(S));
+  }
+  // Room for a row, with whole vectors where the logits have theirs.
+  A* exponentials_of(const S* x) { return scratch_.data() + (second_ ? room_ : 0) + (V::size - head_of(x)) % V::size; }
+
+  // v, with 0 in the given lane, if there is one of that number.
+  static V without_lane(V v, int64_t lane) {
+    A numbers[V::size];
+    for (int i = 0; i < V::size; i++) numbers[i] = static_cast<A>(i);
+    return select(load(numbers) == V(static_cast<A>(lane)), V(0), v);
+  }
+
+  // Writes exp(z) of all classes into e, takes their |z| into `largest`, and returns the sum of all but y in lanes.
+  // Meanwhile the row that waits is written.
+  template <Write before>
+  IMBLOSS_INLINE V exp_of_row(const S* x, A* e, int64_t y, V& largest) {
+    const int64_t head = head_of(x), chunks = (job_.classes - head) / kChunk, own = y < head ? -1 : (y - head) / kChunk;
+    const int64_t before_head = before == Write::kNothing ? 0 : head_of(waiting_.g);
+    const SoftmaxRows<S>& job = job_;
+    const Waiting waiting = waiting_;  // by value: it does not change with what is written
+    auto take = [&](int64_t c, bool fetches) IMBLOSS_INLINE_LAMBDA {
+      if (fetches) fetch<before>(x + c + kAhead);
+      V z = wide_logits(job, x, c), exponentials = exp_of_small(z);
+      largest = larger_abs(largest, z);
+      store(e + c, exponentials);
+      return exponentials;
+    };
+    LongSum<V> total;
+    auto chunk = [&](int64_t k, auto writes) IMBLOSS_INLINE_LAMBDA {
+      V run(0);
+      IMBLOSS_UNROLL
+      for (int i = 0; i < kVectors; i++) {
+        const int64_t c = k * kChunk + i * V::size;
+        const bool new_line = i * V::size * sizeof(S) % kLineBytes == 0;
+        run = run + take(head + c, new_line);
+        if constexpr (writes) write<before>(job, waiting, before_head + c - kChunk, new_line);
+      }
+      total.add(k == own ? V(0) : run);
+    };
+    chunk(0, std::false_type{});
+    for (int64_t k = 1; k < chunks; k++) chunk(k, std::bool_constant<before != Write::kNothing>{});
+
+    V rest = select(first_lanes<A>(static_cast<int>(head)), without_lane(take(0, false), y), V(0));
+    int64_t c = head + chunks * kChunk;
+    for (; c + V::size <= job_.classes; c += V::size) rest = rest + without_lane(take(c, true), y - c);
+    if (c < job_.classes) {
+      const Part<A> part = first_lanes<A>(static_cast<int>(job_.classes - c));
+      V z = wide_logits(job_, x, c, part), exponentials = exp_of_small(z);
+      largest = larger_abs(largest, z);
+      store(e + c, exponentials);
+      rest = rest + select(part, without_lane(exponentials, y - c), V(0));
+    }
+    if (0 <= own && own < chunks) {
+      for (int i = 0; i < kVectors; i++) {
+        c = head + own * kChunk + i * V::size;
+        rest = rest + without_lane(load(e + c), y - c);
+      }
+    }
+    if constexpr (before != Write::kNothing) write_from<before>((chunks - 1) * kChunk);
+    return total.value() + rest;
+  }
+
+  template <Write before>
+  IMBLOSS_INLINE static void fetch(const S* x) {
+    if constexpr (before == Write::kPastCaches) fetch_to_read_later(x, 1);
+    else fetch_to_read(x, 1);
+  }
+
+  void write_waiting() {
+    if (!waiting_.g) return;
+    if (streams_) write_from<Write::kPastCaches>(0);
+    else write_from<Write::kIntoCaches>(0);
+    waiting_ = {};
+  }
+  // One vector of the row that waits.
+  template <Write how>
+  IMBLOSS_INLINE static void write(const SoftmaxRows<S>& job, const Waiting& row, int64_t c, bool fetches) {
+    if (how == Write::kIntoCaches && fetches) fetch_to_write(row.g + c + kAhead, 1);
+    V grad = load(row.e + c) * row.factor;
+    if (job.scale) grad = grad * load(job.scale + c);
+    store(row.g + c, grad, how == Write::kPastCaches);
+  }
+  // From the given number of classes in whole vectors on, and those at both ends.
+  template <Write how>
+  IMBLOSS_INLINE void write_from(int64_t done) {
+    const Waiting row = waiting_;
+    int64_t c = head_of(row.g) + done;
+    for (; c + V::size <= job_.classes; c += V::size) write<how>(job_, row, c, true);
+    write<Write::kIntoCaches>(job_, row, 0, false);
+    write<Write::kIntoCaches>(job_, row, job_.classes - V::size, false);
+  }
+
+  const SoftmaxRows<S>& job_;
+  const bool streams_;
+  const int64_t room_;  // of a row
+  Scratch<A> scratch_;
+  Exponent<V> gamma_;
+  RowLanes<S, V::size> row_{};  // in the first lane
+  Waiting waiting_;
+  bool second_ = false;  // which half of the scratch is free
+};
+
+template <class S>
+bool rows_are_long(const SoftmaxRows<S>& job) {
+  return job.classes >= kLongRow && rows_are_wide(job);
+}
+
+// Rows from `begin` on, in blocks with sums of their own.
+template <class S, class Policy>
+void softmax_long_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, int64_t block_rows,
+                       BlockSums* sums) {
+  LongRows<S> rows(job);
+  for (; begin < end; begin += block_rows, sums++) {
+    for (int64_t row = begin; row < std::min(end, begin + block_rows); row++) rows.add(policy, row, *sums);
+  }
+  rows.finish();
+}
+
+}  // namespace imbloss
