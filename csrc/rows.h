@@ -58,6 +58,10 @@ struct BlockSums {
   int64_t ignored = 0;   // elements that do not count, where they are counted on the way
 };
 
+// How many numbers ahead of their use memory is fetched: a page.
+template <class S>
+inline constexpr int64_t kAheadOf = 4096 / sizeof(S);
+
 // Calls f(begin, end, sums) block by block; there is one at least.
 template <class F>
 void in_blocks(int64_t begin, int64_t end, int64_t block_rows, BlockSums* sums, F f) {

@@ -15,7 +15,6 @@ class LongRows {
   using V = Vec<A>;
   static constexpr int kVectors = 8;  // a chunk: summed and told apart from others together
   static constexpr int64_t kChunk = kVectors * V::size;
-  static constexpr int64_t kAhead = 4096 / sizeof(S);  // what memory is fetched ahead of its use: a page
 
  public:
   explicit LongRows(const SoftmaxRows<S>& job)
@@ -87,11 +86,11 @@ class LongRows {
   IMBLOSS_INLINE V exp_of_row(const S* x, A* e, int64_t y, V& largest) {
     const int64_t head = head_of(x), chunks = (job_.classes - head) / kChunk, own = y < head ? -1 : (y - head) / kChunk;
     const int64_t before_head = before == Write::kNothing ? 0 : head_of(waiting_.g);
-    const SoftmaxRows<S>& job = job_;
-    const Waiting waiting = waiting_;  // by value: it does not change with what is written
+    const RowLogits<S> logits(job_, x);
+    const Waiting waiting = waiting_;
     auto take = [&](int64_t c, bool fetches) IMBLOSS_INLINE_LAMBDA {
-      if (fetches) fetch<before>(x + c + kAhead);
-      V z = wide_logits(job, x, c), exponentials = exp_of_small(z);
+      if (fetches) fetch<before>(x + c + kAheadOf<S>);
+      V z = logits.at(c), exponentials = exp_of_small(z);
       largest = larger_abs(largest, z);
       store(e + c, exponentials);
       return exponentials;
@@ -104,7 +103,7 @@ class LongRows {
         const int64_t c = k * kChunk + i * V::size;
         const bool new_line = i * V::size * sizeof(S) % kLineBytes == 0;
         run = run + take(head + c, new_line);
-        if constexpr (writes) write<before>(job, waiting, before_head + c - kChunk, new_line);
+        if constexpr (writes) write<before>(logits.scale, waiting, before_head + c - kChunk, new_line);
       }
       total.add(k == own ? V(0) : run);
     };
@@ -116,7 +115,7 @@ class LongRows {
     for (; c + V::size <= job_.classes; c += V::size) rest = rest + without_lane(take(c, true), y - c);
     if (c < job_.classes) {
       const Part<A> part = first_lanes<A>(static_cast<int>(job_.classes - c));
-      V z = wide_logits(job_, x, c, part), exponentials = exp_of_small(z);
+      V z = logits.at(c, part), exponentials = exp_of_small(z);
       largest = larger_abs(largest, z);
       store(e + c, exponentials);
       rest = rest + select(part, without_lane(exponentials, y - c), V(0));
@@ -145,20 +144,21 @@ class LongRows {
   }
   // One vector of the row that waits.
   template <Write how>
-  IMBLOSS_INLINE static void write(const SoftmaxRows<S>& job, const Waiting& row, int64_t c, bool fetches) {
-    if (how == Write::kIntoCaches && fetches) fetch_to_write(row.g + c + kAhead, 1);
+  IMBLOSS_INLINE static void write(const A* scale, const Waiting& row, int64_t c, bool fetches) {
+    if (how == Write::kIntoCaches && fetches) fetch_to_write(row.g + c + kAheadOf<S>, 1);
     V grad = load(row.e + c) * row.factor;
-    if (job.scale) grad = grad * load(job.scale + c);
+    if (scale) grad = grad * load(scale + c);
     store(row.g + c, grad, how == Write::kPastCaches);
   }
   // From the given number of classes in whole vectors on, and those at both ends.
   template <Write how>
   IMBLOSS_INLINE void write_from(int64_t done) {
     const Waiting row = waiting_;
+    const A* scale = job_.scale;
     int64_t c = head_of(row.g) + done;
-    for (; c + V::size <= job_.classes; c += V::size) write<how>(job_, row, c, true);
-    write<Write::kIntoCaches>(job_, row, 0, false);
-    write<Write::kIntoCaches>(job_, row, job_.classes - V::size, false);
+    for (; c + V::size <= job_.classes; c += V::size) write<how>(scale, row, c, true);
+    write<Write::kIntoCaches>(scale, row, 0, false);
+    write<Write::kIntoCaches>(scale, row, job_.classes - V::size, false);
   }
 
   const SoftmaxRows<S>& job_;

@@ -101,13 +101,13 @@ void packed_rows(const SoftmaxRows<S>& job, const Policy& policy, const PackedRo
   int k = 0;
   for (; k + 2 <= vectors; k += 2) {
     Vec<float, 2> z = logits(std::integral_constant<int, 2>{}, k);
-    large = max(large, abs(z));
+    large = larger_abs(large, z);
     store(e + k * lanes, exp_of_small(z));
   }
   V largest = fold(large, [](V a, V b) { return max(a, b); });
   if (k < vectors) {
     V z = logits(std::integral_constant<int, 1>{}, k);
-    largest = max(largest, abs(z));
+    largest = larger_abs(largest, z);
     store(e + k * lanes, exp_of_small(z));
   }
 

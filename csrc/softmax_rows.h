@@ -197,7 +197,7 @@ void softmax_dense_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t
     V large(0), top(0);
     for (int64_t c = 0; c < job.classes; c++) {
       V z = logits(c);
-      large = max(large, abs(z));
+      large = larger_abs(large, z);
       store(e + c * width, exp_of_small(z));
     }
     const bool small = max_lane(large) <= kSmallLogit && !job.margin;

@@ -200,25 +200,32 @@ class WideSoftRow {
   WideSoftRow(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets, const Policy& policy, A* e, A* slopes)
       : job_(job), targets_(targets), policy_(policy), e_(e), slopes_(slopes), spread_(targets.spread(job)) {}
 
-  // Exponentials, and what the slopes need to know of them; false where logits are not small.
-  bool read(const S* x) {
+  // Exponentials, and what the slopes need to know of them; false where logits are not small. Shares t and the
+  // gradient g come next; either may be null.
+  bool read(const S* x, const T* t, S* g) {
     x_ = x;
+    t_ = t;
+    g_ = g;
+    const RowLogits<S> logits(job_, x);
+    A* const exponentials = e_;
     V largest(0);
     Exponentials<V> all;
     for (int64_t c = 0; c < job_.classes;) {
       typename Exponentials<V>::Run run;
       const int64_t end = std::min(job_.classes, c + kRun * lanes);
       for (; c + lanes <= end; c += lanes) {
-        V z = wide_logits(job_, x, c), e = exp_of_small(z);
-        largest = max(largest, abs(z));
-        store(e_ + c, e);
+        if (t) fetch_to_read(t + c, 1);
+        fetch_to_read(x + c + kAheadOf<S>, 1);
+        V z = logits.at(c), e = exp_of_small(z);
+        largest = larger_abs(largest, z);
+        store(exponentials + c, e);
         all.add(run, e);
       }
       if (c < end) {
         const Part<A> part = first_lanes<A>(static_cast<int>(end - c));
-        V z = wide_logits(job_, x, c, part), e = select(part, exp_of_small(z), V(0));
-        largest = max(largest, abs(z));
-        store(e_ + c, e);
+        V z = logits.at(c, part), e = select(part, exp_of_small(z), V(0));
+        largest = larger_abs(largest, z);
+        store(exponentials + c, e);
         all.add(run, e);
         c = end;
       }
@@ -238,8 +245,7 @@ class WideSoftRow {
   }
 
   // The loss; keeps the weighted slopes.
-  A loss(const T* t, int64_t label, Exponent<V> gamma) {
-    t_ = t;
+  A loss(int64_t label, Exponent<V> gamma) {
     A value = 0, top_slope = 0;
     switch (job_.gamma_high ? -1 : gamma.whole) {  // a loop each, compiled for that exponent
       case 0:
@@ -256,11 +262,11 @@ class WideSoftRow {
     auto one = [&](int64_t c, A share) {
       if (job_.weight) share *= job_.weight[c];
       if (job_.gamma_high) gamma = {V(job_.gamma_high[c]), V(job_.gamma_low[c])};
-      const Point<V> point = terms_->point(policy_, gamma, V(wide_logit(c)), V(e_[c]));
+      const Point<V> point = terms_->point(policy_, gamma, V(RowLogits<S>(job_, x_).one(c)), V(e_[c]));
       value += share == 0 ? A(0) : share * max_lane(point.value);
       return share == 0 ? A(0) : share * max_lane(point.slope);
     };
-    if (top_class_ >= 0) top_slope = one(top_class_, t ? share(t, top_class_) : spread_);
+    if (top_class_ >= 0) top_slope = one(top_class_, t_ ? share(top_class_) : spread_);
     if (label >= 0) {
       const A more = one(label, targets_.kept());
       slopes_[label] += more;
@@ -270,18 +276,21 @@ class WideSoftRow {
     return value;
   }
 
-  void gradient(S* g, A factor) {
+  void gradient(A factor) {
+    S* const g = g_;
+    const A *const e = e_, *const slopes = slopes_, *const scale = job_.scale;
     const V all(top_slope_ + others_);
-    auto grad = [&](V slope, V e) IMBLOSS_INLINE_LAMBDA { return (slope - e * terms_->inverse_total * all) * factor; };
+    const V inverse_total = terms_->inverse_total;
+    auto grad = [&](V slope, V e) IMBLOSS_INLINE_LAMBDA { return (slope - e * inverse_total * all) * factor; };
     int64_t c = 0;
     for (; c + lanes <= job_.classes; c += lanes) {
-      V v = grad(load(slopes_ + c), load(e_ + c));
-      store(g + c, job_.scale ? v * load(job_.scale + c) : v);
+      V v = grad(load(slopes + c), load(e + c));
+      store(g + c, scale ? v * load(scale + c) : v);
     }
     if (c < job_.classes) {
       const Part<A> part = first_lanes<A>(static_cast<int>(job_.classes - c));
-      V v = grad(load(slopes_ + c), load(e_ + c));
-      store(g + c, part, job_.scale ? v * load(job_.scale + c, part, A(0)) : v);
+      V v = grad(load(slopes + c), load(e + c));
+      store(g + c, part, scale ? v * load(scale + c, part, A(0)) : v);
     }
     if (top_class_ < 0) return;
     const A p = e_[top_class_] * max_lane(terms_->inverse_total), q = max_lane(terms_->q_top);
@@ -297,19 +306,26 @@ class WideSoftRow {
   const A spread_;
   const S* x_;
   const T* t_;
+  S* g_;
   std::optional<RowTerms<V>> terms_;
   int64_t top_class_;  // -1 where it needs no care
   A top_slope_, others_;
 
-  A wide_logit(int64_t c) const {
-    A z = load_one(x_ + c);
-    if (job_.scale) z *= job_.scale[c];
-    return job_.bias ? z + job_.bias[c] : z;
-  }
-  A share(const T* t, int64_t c) const { return load_one(t + c) * targets_.kept() + spread_; }
+  A share(int64_t c) const { return load_one(t_ + c) * targets_.kept() + spread_; }
 
   // Of all classes but the one at the top: their sums, with labels as if they were spread evenly.
   IMBLOSS_INLINE A sum_of_slopes(Exponent<V> gamma) {
+    const RowLogits<S> logits(job_, x_);
+    const T* const t = t_;
+    S* const g = g_;
+    const A *const weight = job_.weight, *const high = job_.gamma_high, *const low = job_.gamma_low, *const e = e_;
+    A* const weighted = slopes_;
+    const V kept(targets_.kept()), spread(spread_), log_total = terms_->log_total;
+    const V inverse_total = terms_->inverse_total;
+    auto of_class = [&](V z, V e) IMBLOSS_INLINE_LAMBDA {
+      V p = e * inverse_total;
+      return policy_(Row<V>{z - log_total, p, 1 - p}, gamma);
+    };
     LongSum<V> loss, slopes;
     const int64_t ends[] = {top_class_ < 0 ? job_.classes : top_class_, job_.classes};
     int64_t c = 0;
@@ -318,23 +334,24 @@ class WideSoftRow {
         V run_loss(0), run_slopes(0);
         const int64_t run_end = std::min(end, c + kRun * lanes);
         for (; c + lanes <= run_end; c += lanes) {
-          if (job_.gamma_high) gamma = {load(job_.gamma_high + c), load(job_.gamma_low + c)};
-          V share = t_ ? load(t_ + c) * targets_.kept() + spread_ : V(spread_);
-          if (job_.weight) share = share * load(job_.weight + c);
-          const Point<V> point = of_class(gamma, wide_logits(job_, x_, c), load(e_ + c));
+          if (g) fetch_to_write(g + c, 1);
+          if (high) gamma = {load(high + c), load(low + c)};
+          V share = t ? load(t + c) * kept + spread : spread;
+          if (weight) share = share * load(weight + c);
+          const Point<V> point = of_class(logits.at(c), load(e + c));
           V slope = share * point.slope;
-          store(slopes_ + c, slope);
+          store(weighted + c, slope);
           run_slopes = run_slopes + slope;
           run_loss = run_loss + share * point.value;
         }
         if (c < run_end) {
           const Part<A> part = first_lanes<A>(static_cast<int>(run_end - c));
-          if (job_.gamma_high) gamma = {load(job_.gamma_high + c, part, A(0)), load(job_.gamma_low + c, part, A(0))};
-          V share = t_ ? load(t_ + c, part, A(0)) * targets_.kept() + spread_ : V(spread_);
-          if (job_.weight) share = share * load(job_.weight + c, part, A(0));
-          const Point<V> point = of_class(gamma, wide_logits(job_, x_, c, part), load(e_ + c, part, A(1)));
+          if (high) gamma = {load(high + c, part, A(0)), load(low + c, part, A(0))};
+          V share = t ? load(t + c, part, A(0)) * kept + spread : spread;
+          if (weight) share = share * load(weight + c, part, A(0));
+          const Point<V> point = of_class(logits.at(c, part), load(e + c, part, A(1)));
           V slope = select(part, share * point.slope, V(0));
-          store(slopes_ + c, part, slope);
+          store(weighted + c, part, slope);
           run_slopes = run_slopes + slope;
           run_loss = run_loss + select(part, share * point.value, V(0));
           c = run_end;
@@ -342,14 +359,10 @@ class WideSoftRow {
         loss.add(run_loss);
         slopes.add(run_slopes);
       }
-      if (c < job_.classes) slopes_[c++] = 0;  // the top
+      if (c < job_.classes) weighted[c++] = 0;  // the top
     }
     others_ = sum(slopes.value());
     return sum(loss.value());
-  }
-  IMBLOSS_INLINE Point<V> of_class(Exponent<V> gamma, V z, V e) const {
-    V p = e * terms_->inverse_total;
-    return policy_(Row<V>{z - terms_->log_total, p, 1 - p}, gamma);
   }
 };
 
@@ -369,17 +382,16 @@ void soft_wide_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets,
       leave_out(job, row);
       continue;
     }
-    if (!wide.read(row_of(job.logits, job.logits_strides, job.inner, row))) {
+    const T* t = targets.probabilities ? row_of(targets.probabilities, targets.strides, job.inner, row) : nullptr;
+    S* g = job.grad ? row_of(job.grad, job.grad_strides, job.inner, row) : nullptr;
+    if (!wide.read(row_of(job.logits, job.logits_strides, job.inner, row), t, g)) {
       soft_rows_in_scratch(job, targets, policy, row, row + 1, sums);
       continue;
     }
-    const T* t = targets.probabilities ? row_of(targets.probabilities, targets.strides, job.inner, row) : nullptr;
-    const A weight = sample_weight_of(job, row), value = weight * wide.loss(t, label, gamma);
+    const A weight = sample_weight_of(job, row), value = weight * wide.loss(label, gamma);
     sums.loss += value;
     if (job.loss) job.loss[row] = value;
-    if (!job.grad) continue;
-    wide.gradient(row_of(job.grad, job.grad_strides, job.inner, row),
-                  weight * job.inverse_divisor * upstream_of(job, row));
+    if (g) wide.gradient(weight * job.inverse_divisor * upstream_of(job, row));
   }
 }
 
@@ -420,7 +432,7 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
         typename Exponentials<V>::Run run;
         for (const int64_t end = std::min(job.classes, c + kRun); c < end; c++) {
           V z = logits(c), exponential = exp(z);
-          largest = max(largest, abs(z));
+          largest = larger_abs(largest, z);
           store(e + c * width, exponential);
           all.add(run, exponential);
         }

@@ -7,23 +7,34 @@
 
 namespace imbloss {
 
-// z = scale x + bias of a vector from class c on, or of a part of one.
+// z = scale x + bias of one row: of a vector from class c on, or of a part of one. To be held by value: the compiler
+// then knows that no store changes it.
 template <class S>
-IMBLOSS_INLINE Vec<Accumulate<S>> wide_logits(const SoftmaxRows<S>& job, const S* x, int64_t c) {
-  auto z = load(x + c);
-  if (job.scale) z = z * load(job.scale + c);
-  if (job.bias) z = z + load(job.bias + c);
-  return z;
-}
-template <class S>
-IMBLOSS_INLINE Vec<Accumulate<S>> wide_logits(const SoftmaxRows<S>& job, const S* x, int64_t c,
-                                              Part<Accumulate<S>> part) {
+struct RowLogits {
   using A = Accumulate<S>;
-  Vec<A> z = load(x + c, part, A(0));
-  if (job.scale) z = z * load(job.scale + c, part, A(0));
-  if (job.bias) z = z + load(job.bias + c, part, A(0));
-  return z;
-}
+  const S* x;
+  const A *scale, *bias;  // or null
+
+  RowLogits(const SoftmaxRows<S>& job, const S* x) : x(x), scale(job.scale), bias(job.bias) {}
+
+  IMBLOSS_INLINE Vec<A> at(int64_t c) const {
+    Vec<A> z = load(x + c);
+    if (scale) z = z * load(scale + c);
+    if (bias) z = z + load(bias + c);
+    return z;
+  }
+  IMBLOSS_INLINE Vec<A> at(int64_t c, Part<A> part) const {
+    Vec<A> z = load(x + c, part, A(0));
+    if (scale) z = z * load(scale + c, part, A(0));
+    if (bias) z = z + load(bias + c, part, A(0));
+    return z;
+  }
+  A one(int64_t c) const {
+    A z = load_one(x + c);
+    if (scale) z *= scale[c];
+    return bias ? z + bias[c] : z;
+  }
+};
 
 // The sum in lanes of e, whole vectors.
 template <class A>
@@ -39,10 +50,10 @@ IMBLOSS_INLINE Vec<A> sum_of_classes(const A* e, int64_t padded) {
 
 // Writes exp(z) of all classes into e, and takes their |z| into `largest`.
 template <class S, class V>
-IMBLOSS_INLINE void exp_of_all_classes(const SoftmaxRows<S>& job, const S* x, Accumulate<S>* e, V& largest) {
-  for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) {
-    V z = wide_logits(job, x, c);
-    largest = max(largest, abs(z));
+IMBLOSS_INLINE void exp_of_all_classes(RowLogits<S> logits, int64_t classes, Accumulate<S>* e, V& largest) {
+  for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, classes)) {
+    V z = logits.at(c);
+    largest = larger_abs(largest, z);
     store(e + c, exp_of_small(z));
   }
 }
@@ -101,20 +112,18 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       others[r] = V(0);
       if (!rows.read(job, first + r, r, sums)) continue;
       const int64_t y = rows.label[r];
-      const S* x = row_of(job.logits, job.logits_strides, job.inner, first + r);
+      const RowLogits<S> logits(job, row_of(job.logits, job.logits_strides, job.inner, first + r));
       A* e = scratch.data() + r * padded;
-      exp_of_all_classes(job, x, e, largest);
+      exp_of_all_classes(logits, job.classes, e, largest);
       e[y] = 0;
-      rows.target_z[r] = load_one(x + y);
-      if (job.scale) rows.target_z[r] *= job.scale[y];
-      if (job.bias) rows.target_z[r] += job.bias[y];
+      rows.target_z[r] = logits.one(y);
     }
     for (int r = 0; r < n; r++) {
       if (rows.label[r] >= 0) others[r] = sum_of_classes(scratch.data() + r * padded, padded);
     }
     store(rows.others, imbloss::sums(others));
     V target_z = load(rows.target_z);
-    largest = max(largest, abs(target_z));
+    largest = larger_abs(largest, target_z);
     if (!(max_lane(largest) <= kSmallLogit)) {
       softmax_rows_in_scratch(job, policy, first, first + n, sums);
       continue;
