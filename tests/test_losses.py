@@ -276,6 +276,64 @@ def test_one_odd_row_among_pairs(odd, row, dtype, gamma):
         torch.testing.assert_close(fused(x, y).double(), loss, rtol=0, atol=0, equal_nan=True)
 
 
+ODD_ROWS = ["none", "ignored", "nan", "inf", "-inf", "far", "nearly certain", "out of range"]
+MANY_CLASSES = [(511, 40), (512, 40), (529, 40), (1000, 70), (5003, 9)]
+LONG_ROWS = list(itertools.product(MANY_CLASSES, ODD_ROWS, [torch.float32, torch.float64, torch.bfloat16]))
+LONG_ROWS += [((1003, 8400), odd, torch.float32) for odd in ("none", "nan")]  # a gradient too large for caches
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("shape, odd, dtype", LONG_ROWS)
+def test_one_odd_row_among_rows_of_many_classes(shape, odd, dtype):
+    """A row is finished while the next is read: whatever leaves this way changes no other row. Targets lie everywhere,
+    and rows begin anywhere in a line of memory."""
+    classes, rows = shape
+    row = 2 + rows // 2
+    padded = (3 * torch.randn(rows, classes + 1)).to(dtype)
+    x = padded[:, 1:]
+    y = torch.arange(rows) * 13 % classes
+    y[:2] = torch.tensor([0, classes - 1])
+
+    def run(inplace=False):
+        leaf = padded.clone().requires_grad_()
+        loss = imbloss.focal_loss((leaf * 1)[:, 1:], y, gamma=2.0, reduction="sum", inplace=inplace)
+        return loss.detach().double(), torch.autograd.grad(loss, leaf)[0][:, 1:]
+
+    usual_grad = run()[1]
+    if odd == "ignored":
+        y[row] = -100
+    elif odd == "out of range":
+        y[row] = classes
+        with pytest.raises(IndexError, match=rf"got {classes} at index {row}$"):
+            run()
+        return
+    elif odd == "nearly certain":
+        x[row] = 0
+        x[row, y[row]] = 35
+    elif odd != "none":
+        x[row, -3] = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "far": 300.0}[odd]
+    loss, grad = run()
+    eps = max(torch.finfo(dtype).eps, EPS)
+    others = torch.arange(rows) != row
+    if classes < 512:  # rows that share a vector leave the usual way together: logits are shifted first, and rounded
+        torch.testing.assert_close(grad[others], usual_grad[others], rtol=32 * eps, atol=1e-36)
+    else:
+        assert torch.equal(grad[others], usual_grad[others])
+
+    wide = x.double().requires_grad_()
+    want = reference.focal_loss(wide, y, gamma=2.0, reduction="sum")
+    (want_grad,) = torch.autograd.grad(want, wide)
+    scale = want_grad.abs().amax(1, keepdim=True)
+    torch.testing.assert_close(loss, want.detach(), rtol=8 * eps, atol=0, equal_nan=True)
+    assert torch.equal(grad.isnan(), want_grad.isnan())
+    assert_within(grad.double().nan_to_num(), want_grad.nan_to_num(), 16 * eps * scale.nan_to_num(), 1e-36)
+    inplace_loss, inplace_grad = run(inplace=True)
+    torch.testing.assert_close((inplace_loss, inplace_grad), (loss, grad), rtol=0, atol=0, equal_nan=True)
+    with torch.no_grad():
+        value = imbloss.focal_loss(x, y, gamma=2.0, reduction="sum").double()
+    torch.testing.assert_close(value, loss, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.isa
 @pytest.mark.parametrize("classes", [300, 1203])
 @pytest.mark.parametrize("loss, sample", [p for p in SAMPLES if p.values[1].startswith(("soft", "smoothing"))])
