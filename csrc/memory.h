@@ -14,7 +14,7 @@
 namespace imbloss {
 
 constexpr size_t kHugePage = 2 << 20;
-constexpr int64_t kManyBytes = 2 << 20;    // large: from here on
+constexpr int64_t kManyBytes = 1 << 20;    // large: from here on
 constexpr size_t kMarkedBytes = 64 << 20;  // the system may take what is kept: from here on
 
 inline void advise_huge_pages(void* memory, size_t bytes) {
