@@ -58,7 +58,7 @@ def render(results: dict) -> str:
         "they are timed, value and gradient are checked to agree with imbloss. torch's own is `F.cross_entropy`, of "
         "elements `F.binary_cross_entropy_with_logits`, which is less work than most losses here. "
         '"Copy" is one `Tensor.copy_` of the logits into memory that is already there, the bound for '
-        "work that must read and write them once; imbloss writes its gradient to new memory or, from 2 MB on, to "
+        "work that must read and write them once; imbloss writes its gradient to new memory or, from 1 MB on, to "
         "what the last gradient left.",
     ]
     if machine["load"] > machine["cpus"] / 2:
