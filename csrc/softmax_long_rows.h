@@ -20,7 +20,7 @@ class LongRows {
   explicit LongRows(const SoftmaxRows<S>& job)
       : job_(job),
         streams_(std::is_same_v<S, A> && streams_past_caches(job)),
-        room_((job.classes + V::size - 1) / V::size * V::size + 2 * V::size),
+        room_((job.classes + V::size - 1) / V::size * V::size),
         scratch_(2 * room_),
         gamma_(shared_gamma<V>(job)) {}
 
@@ -34,7 +34,7 @@ class LongRows {
     }
     const int64_t y = row_.label[0];
     const S* x = row_of(job_.logits, job_.logits_strides, job_.inner, row);
-    A* e = exponentials_of(x);
+    A* e = scratch_.data() + (second_ ? room_ : 0);
     V largest(0);
     const A others = sum(!waiting_.g ? exp_of_row<Write::kNothing>(x, e, y, largest)
                          : streams_  ? exp_of_row<Write::kPastCaches>(x, e, y, largest)
@@ -66,13 +66,10 @@ class LongRows {
   };
 
   // The classes before the first whole vector of memory.
-  static int64_t head_of(const S* p) {
+  static int64_t head_of(const S* g) {
     constexpr size_t bytes = V::size * sizeof(S);
-    return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes / sizeof(S));
+    return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(g) % bytes) % bytes / sizeof(S));
   }
-  // Room for a row, with whole vectors where the logits have theirs.
-  A* exponentials_of(const S* x) { return scratch_.data() + (second_ ? room_ : 0) + (V::size - head_of(x)) % V::size; }
-
   // v, with 0 in the given lane, if there is one of that number.
   static V without_lane(V v, int64_t lane) {
     A numbers[V::size];
@@ -81,10 +78,11 @@ class LongRows {
   }
 
   // Writes exp(z) of all classes into e, takes their |z| into `largest`, and returns the sum of all but y in lanes.
-  // Meanwhile the row that waits is written.
+  // Meanwhile the row that waits is written, in vectors of its own: these begin where a line of memory does, while no
+  // sum depends on where logits lie.
   template <Write before>
   IMBLOSS_INLINE V exp_of_row(const S* x, A* e, int64_t y, V& largest) {
-    const int64_t head = head_of(x), chunks = (job_.classes - head) / kChunk, own = y < head ? -1 : (y - head) / kChunk;
+    const int64_t chunks = job_.classes / kChunk, own = y / kChunk;
     const int64_t before_head = before == Write::kNothing ? 0 : head_of(waiting_.g);
     const RowLogits<S> logits(job_, x);
     const Waiting waiting = waiting_;
@@ -102,7 +100,7 @@ class LongRows {
       for (int i = 0; i < kVectors; i++) {
         const int64_t c = k * kChunk + i * V::size;
         const bool new_line = i * V::size * sizeof(S) % kLineBytes == 0;
-        run = run + take(head + c, new_line);
+        run = run + take(c, new_line);
         if constexpr (writes) write<before>(logits.scale, waiting, before_head + c - kChunk, new_line);
       }
       total.add(k == own ? V(0) : run);
@@ -110,8 +108,8 @@ class LongRows {
     chunk(0, std::false_type{});
     for (int64_t k = 1; k < chunks; k++) chunk(k, std::bool_constant<before != Write::kNothing>{});
 
-    V rest = select(first_lanes<A>(static_cast<int>(head)), without_lane(take(0, false), y), V(0));
-    int64_t c = head + chunks * kChunk;
+    V rest(0);
+    int64_t c = chunks * kChunk;
     for (; c + V::size <= job_.classes; c += V::size) rest = rest + without_lane(take(c, true), y - c);
     if (c < job_.classes) {
       const Part<A> part = first_lanes<A>(static_cast<int>(job_.classes - c));
@@ -120,11 +118,8 @@ class LongRows {
       store(e + c, exponentials);
       rest = rest + select(part, without_lane(exponentials, y - c), V(0));
     }
-    if (0 <= own && own < chunks) {
-      for (int i = 0; i < kVectors; i++) {
-        c = head + own * kChunk + i * V::size;
-        rest = rest + without_lane(load(e + c), y - c);
-      }
+    if (own < chunks) {
+      for (c = own * kChunk; c < (own + 1) * kChunk; c += V::size) rest = rest + without_lane(load(e + c), y - c);
     }
     if constexpr (before != Write::kNothing) write_from<before>((chunks - 1) * kChunk);
     return total.value() + rest;
