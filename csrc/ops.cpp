@@ -144,9 +144,11 @@ Tensor empty_in_huge_pages(IntHeaderOnlyArrayRef sizes, const int64_t* strides, 
 
 // Of a kept block, or of new huge pages.
 Tensor empty_large(IntHeaderOnlyArrayRef sizes, const int64_t* strides, ScalarType dtype, int64_t bytes) {
-  if (!torch_from_blob) return empty_in_huge_pages(sizes, strides, dtype, bytes);
-  Block* block = pool.take(bytes);
-  if (!block) return empty_strided(sizes, strides, dtype);  // torch says that there is no memory
+  if (!torch_from_blob && bytes >= static_cast<int64_t>(kHugePage)) {
+    return empty_in_huge_pages(sizes, strides, dtype, bytes);
+  }
+  Block* block = torch_from_blob ? pool.take(bytes) : nullptr;
+  if (!block) return empty_strided(sizes, strides, dtype);  // if there is no memory, torch says so
   AtenTensorHandle handle;
   const auto error = torch_from_blob(
       block->data, sizes.size(), sizes.data(), strides, 0, shim_dtype(dtype), aoti_torch_device_type_cpu(), -1, &handle,
@@ -232,9 +234,7 @@ BlockSums for_runs_of_blocks(int64_t rows, int64_t classes, F f) {
 // The same, block by block: f(begin, end, sums).
 template <class F>
 BlockSums for_blocks(int64_t rows, int64_t classes, F f) {
-  return for_runs_of_blocks(rows, classes, [&](int64_t begin, int64_t end, int64_t block_rows, BlockSums* sums) {
-    in_blocks(begin, end, block_rows, sums, f);
-  });
+  return for_runs_of_blocks(rows, classes, block_by_block(f));
 }
 
 // Logits and targets as rows, checked. Targets are class indices, or probabilities of the logits' shape.
@@ -506,11 +506,9 @@ std::tuple<Tensor, Tensor> soft_rows(std::optional<Tensor> upstream, Tensor logi
       SoftTargets<S, T> targets{nullptr, rows.target_strides, static_cast<A>(label_smoothing)};
       if (rows.probabilities) targets.probabilities = static_cast<const T*>(rows.target.const_data_ptr());
       return with_policy(policy, numbers, [&](auto f) {
-        return call.loss(reduction, [&](int64_t begin, int64_t end, int64_t block_rows, BlockSums* blocks) {
-          in_blocks(begin, end, block_rows, blocks, [&](int64_t first, int64_t last, BlockSums& sums) {
-            softmax_soft_rows(call.job, targets, f, first, last, sums);
-          });
-        });
+        return call.loss(reduction, block_by_block([&](int64_t begin, int64_t end, BlockSums& sums) {
+                           softmax_soft_rows(call.job, targets, f, begin, end, sums);
+                         }));
       });
     };
     const ScalarType dtype = rows.target.scalar_type();

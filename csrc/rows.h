@@ -62,13 +62,15 @@ struct BlockSums {
 template <class S>
 inline constexpr int64_t kAheadOf = 4096 / sizeof(S);
 
-// Calls f(begin, end, sums) block by block; there is one at least.
+// Of f(begin, end, sums), which works on a block, what works on a run of them; there is one at least.
 template <class F>
-void in_blocks(int64_t begin, int64_t end, int64_t block_rows, BlockSums* sums, F f) {
-  do {
-    f(begin, std::min(end, begin + block_rows), *sums++);
-    begin += block_rows;
-  } while (begin < end);
+auto block_by_block(F f) {
+  return [f](int64_t begin, int64_t end, int64_t block_rows, BlockSums* sums) {
+    do {
+      f(begin, std::min(end, begin + block_rows), *sums++);
+      begin += block_rows;
+    } while (begin < end);
+  };
 }
 
 template <class S>
@@ -309,11 +311,13 @@ bool rows_are_adjacent(const SoftmaxRows<S>& job) {
   return logits && (!job.grad || job.grad_strides.inner == 1);
 }
 
-// Whether a gradient is written past the caches: where it would fill them, and its memory is aligned.
+// Whether a gradient is written past the caches: where it would fill them, its memory is aligned, and it is stored as
+// it is computed.
 template <class S>
 bool streams_past_caches(const SoftmaxRows<S>& job) {
   constexpr int64_t least_bytes = 32 << 20;
-  return job.grad_bytes >= least_bytes && reinterpret_cast<uintptr_t>(job.grad) % kVectorBytes == 0;
+  return std::is_same_v<S, Accumulate<S>> && job.grad_bytes >= least_bytes &&
+         reinterpret_cast<uintptr_t>(job.grad) % kVectorBytes == 0;
 }
 
 // Calls f(integral_constant<int, U>, row, n): `n` rows from `row` on that share their outer index, in U registers.

@@ -13,13 +13,13 @@ template <class S>
 class LongRows {
   using A = Accumulate<S>;
   using V = Vec<A>;
-  static constexpr int kVectors = 8;  // a chunk: summed and told apart from others together
+  static constexpr int kVectors = 8;  // a chunk: of that with the target the sum is made again, without it
   static constexpr int64_t kChunk = kVectors * V::size;
 
  public:
   explicit LongRows(const SoftmaxRows<S>& job)
       : job_(job),
-        streams_(std::is_same_v<S, A> && streams_past_caches(job)),
+        streams_(streams_past_caches(job)),
         room_((job.classes + V::size - 1) / V::size * V::size),
         scratch_(2 * room_),
         gamma_(shared_gamma<V>(job)) {}
@@ -27,7 +27,6 @@ class LongRows {
   template <class Policy>
   void add(const Policy& policy, int64_t row, BlockSums& sums) {
     if (!row_.read(job_, row, 0, sums)) {
-      write_waiting();
       row_.finished(job_, row, 1, Finished<V>{V(0), V(0), V(0), V(0)}, sums);
       if (job_.grad) clear_row(job_, row);
       return;
@@ -52,8 +51,11 @@ class LongRows {
     second_ = !second_;
   }
 
+  // Writes the gradient of the last row.
   void finish() {
-    write_waiting();
+    if (waiting_.g && streams_) write_from<Write::kPastCaches>(0);
+    else if (waiting_.g) write_from<Write::kIntoCaches>(0);
+    waiting_ = {};
     if (streams_) stream_fence();
   }
 
@@ -65,11 +67,6 @@ class LongRows {
     A factor = 0;
   };
 
-  // The classes before the first whole vector of memory.
-  static int64_t head_of(const S* g) {
-    constexpr size_t bytes = V::size * sizeof(S);
-    return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(g) % bytes) % bytes / sizeof(S));
-  }
   // v, with 0 in the given lane, if there is one of that number.
   static V without_lane(V v, int64_t lane) {
     A numbers[V::size];
@@ -78,16 +75,16 @@ class LongRows {
   }
 
   // Writes exp(z) of all classes into e, takes their |z| into `largest`, and returns the sum of all but y in lanes.
-  // Meanwhile the row that waits is written, in vectors of its own: these begin where a line of memory does, while no
-  // sum depends on where logits lie.
-  template <Write before>
+  // Meanwhile the row that waits is written, in vectors of its own: these lie in aligned memory, while no sum depends
+  // on where the logits lie.
+  template <Write how>
   IMBLOSS_INLINE V exp_of_row(const S* x, A* e, int64_t y, V& largest) {
     const int64_t chunks = job_.classes / kChunk, own = y / kChunk;
-    const int64_t before_head = before == Write::kNothing ? 0 : head_of(waiting_.g);
+    const int64_t start = how == Write::kNothing ? 0 : numbers_before_vectors(waiting_.g);
     const RowLogits<S> logits(job_, x);
     const Waiting waiting = waiting_;
     auto take = [&](int64_t c, bool fetches) IMBLOSS_INLINE_LAMBDA {
-      if (fetches) fetch<before>(x + c + kAheadOf<S>);
+      if (fetches) fetch<how>(x + c + kAheadOf<S>);
       V z = logits.at(c), exponentials = exp_of_small(z);
       largest = larger_abs(largest, z);
       store(e + c, exponentials);
@@ -101,12 +98,12 @@ class LongRows {
         const int64_t c = k * kChunk + i * V::size;
         const bool new_line = i * V::size * sizeof(S) % kLineBytes == 0;
         run = run + take(c, new_line);
-        if constexpr (writes) write<before>(logits.scale, waiting, before_head + c - kChunk, new_line);
+        if constexpr (writes) write<how>(logits.scale, waiting, start + c - kChunk, new_line);
       }
       total.add(k == own ? V(0) : run);
     };
     chunk(0, std::false_type{});
-    for (int64_t k = 1; k < chunks; k++) chunk(k, std::bool_constant<before != Write::kNothing>{});
+    for (int64_t k = 1; k < chunks; k++) chunk(k, std::bool_constant<how != Write::kNothing>{});
 
     V rest(0);
     int64_t c = chunks * kChunk;
@@ -121,22 +118,16 @@ class LongRows {
     if (own < chunks) {
       for (c = own * kChunk; c < (own + 1) * kChunk; c += V::size) rest = rest + without_lane(load(e + c), y - c);
     }
-    if constexpr (before != Write::kNothing) write_from<before>((chunks - 1) * kChunk);
+    if constexpr (how != Write::kNothing) write_from<how>((chunks - 1) * kChunk);
     return total.value() + rest;
   }
 
-  template <Write before>
+  template <Write how>
   IMBLOSS_INLINE static void fetch(const S* x) {
-    if constexpr (before == Write::kPastCaches) fetch_to_read_later(x, 1);
+    if constexpr (how == Write::kPastCaches) fetch_to_read_later(x, 1);
     else fetch_to_read(x, 1);
   }
 
-  void write_waiting() {
-    if (!waiting_.g) return;
-    if (streams_) write_from<Write::kPastCaches>(0);
-    else write_from<Write::kIntoCaches>(0);
-    waiting_ = {};
-  }
   // One vector of the row that waits.
   template <Write how>
   IMBLOSS_INLINE static void write(const A* scale, const Waiting& row, int64_t c, bool fetches) {
@@ -150,7 +141,7 @@ class LongRows {
   IMBLOSS_INLINE void write_from(int64_t done) {
     const Waiting row = waiting_;
     const A* scale = job_.scale;
-    int64_t c = head_of(row.g) + done;
+    int64_t c = numbers_before_vectors(row.g) + done;
     for (; c + V::size <= job_.classes; c += V::size) write<how>(scale, row, c, true);
     write<Write::kIntoCaches>(scale, row, 0, false);
     write<Write::kIntoCaches>(scale, row, job_.classes - V::size, false);

@@ -259,13 +259,14 @@ bool rows_are_packed(const SoftmaxRows<S>& job) {
 }
 #endif
 
-// The two places that choose a traversal by shape. Rows from `begin` on, in blocks with sums of their own.
+// The two places that choose a traversal by shape.
+// A run of blocks from row `begin` on, each with sums of its own.
 template <class S, class Policy>
 void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin, int64_t end, int64_t block_rows,
                   BlockSums* sums) {
   const AnyPolicy<Accumulate<S>> any(policy);
   if (rows_are_long(job)) return softmax_long_rows(job, any, begin, end, block_rows, sums);
-  in_blocks(begin, end, block_rows, sums, [&](int64_t first, int64_t last, BlockSums& block) {
+  block_by_block([&](int64_t first, int64_t last, BlockSums& block) {
 #if defined(IMBLOSS_MOVES_LANES)
     if constexpr (std::is_same_v<Accumulate<S>, float>) {
       if (rows_are_packed(job)) {
@@ -277,7 +278,7 @@ void softmax_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t begin
     if (rows_are_wide(job)) softmax_wide_rows(job, any, first, last, block);
     else if (rows_are_adjacent(job)) softmax_dense_rows(job, any, first, last, block);
     else softmax_rows_in_scratch(job, any, first, last, block);
-  });
+  })(begin, end, block_rows, sums);
 }
 
 template <class S>

@@ -1,6 +1,6 @@
-// Softmax losses of one target class a row where classes are some vectors that lie side by side: a batch of rows at a
-// time, which share the logarithms. Exponentials of the logits
-// themselves, as long as these are small: no pass for a maximum, and nothing is rounded before exp.
+// Softmax losses of one target class a row whose classes lie side by side, from one vector of them to kLongRow: a batch
+// of rows at a time, which share the logarithms. Exponentials of the logits themselves, as long as these are small: no
+// pass for a maximum, and nothing is rounded before exp.
 #pragma once
 
 #include "softmax_rows.h"
@@ -58,6 +58,13 @@ IMBLOSS_INLINE void exp_of_all_classes(RowLogits<S> logits, int64_t classes, Acc
   }
 }
 
+// How many numbers at g come before the first vector of them in aligned memory.
+template <class S>
+IMBLOSS_INLINE int64_t numbers_before_vectors(const S* g) {
+  constexpr size_t bytes = kLanes<Accumulate<S>> * sizeof(S);
+  return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(g) % bytes) % bytes / sizeof(S));
+}
+
 // Writes e * factor, times the scale, into a row of the gradient.
 template <class S>
 IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g,
@@ -67,10 +74,9 @@ IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>
     V grad = load(e + c) * factor;
     return job.scale ? grad * load(job.scale + c) : grad;
   };
-  if (streams) {  // from the first whole line on; what is before and behind it as ever
-    int64_t c = (kVectorBytes - reinterpret_cast<uintptr_t>(g) % kVectorBytes) % kVectorBytes / sizeof(S);
+  if (streams) {  // what is before and behind whole vectors as ever
     store(g, grad(0));
-    for (; c + V::size <= job.classes; c += V::size) store(g + c, grad(c), true);
+    for (int64_t c = numbers_before_vectors(g); c + V::size <= job.classes; c += V::size) store(g + c, grad(c), true);
     store(g + job.classes - V::size, grad(job.classes - V::size));
     return;
   }

@@ -337,6 +337,25 @@ def test_one_odd_row_among_rows_of_many_classes(shape, odd, dtype):
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes, inner", [(2, ()), (10, ()), (100, ()), (500, ()), (1003, ()), (19, (8, 130))])
+def test_gradients_too_large_for_caches(classes, inner, dtype):
+    """Their stores may go past the caches, in aligned vectors: every element is that of a part of the rows, which is
+    small."""
+    bytes_of_row, parts = classes * math.prod(inner) * dtype.itemsize, 8
+    rows = (33 * 2**20 // bytes_of_row // (64 * parts) + 1) * 64 * parts
+    x, y = torch.randn(rows, classes, *inner).to(dtype), torch.randint(classes, (rows, *inner))
+
+    def gradient(x, y):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(imbloss.focal_loss(x, y, gamma=2.0, reduction="sum"), x)[0]
+
+    grad = gradient(x, y)
+    for part, of_x, of_y in zip(grad.chunk(parts), x.chunk(parts), y.chunk(parts), strict=True):
+        assert torch.equal(part, gradient(of_x, of_y))
+
+
+@pytest.mark.isa
 @pytest.mark.parametrize("classes", [300, 1203])
 @pytest.mark.parametrize("loss, sample", [p for p in SAMPLES if p.values[1].startswith(("soft", "smoothing"))])
 def test_soft_targets_beside_a_class_that_is_nearly_certain(loss, sample, classes):
