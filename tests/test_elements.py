@@ -208,6 +208,27 @@ def test_several_blocks(loss, sample):
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", ["0 or 1", "soft", "indices"])
+def test_gradients_too_large_for_caches(target, dtype):
+    """Their stores may go past the caches, in aligned vectors: every element is that of a part of the rows, which is
+    small."""
+    classes, parts = 67, 8
+    rows = 17 * 2**20 // (classes * dtype.itemsize * parts) * parts + parts
+    x, y = torch.randn(rows, classes).to(dtype), torch.randint(classes, (rows,))
+    if target != "indices":
+        y = torch.rand(rows, classes) if target == "soft" else (torch.rand(rows, classes) < 0.1).float()
+
+    def gradient(x, y):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(imbloss.sigmoid_focal_loss(x, y, reduction="sum"), x)[0]
+
+    grad = gradient(x, y)
+    for part, of_x, of_y in zip(grad.chunk(parts), x.chunk(parts), y.chunk(parts), strict=True):
+        assert torch.equal(part, gradient(of_x, of_y))
+
+
+@pytest.mark.isa
 @pytest.mark.parametrize("kind", ["0 or 1", "soft"])
 @pytest.mark.parametrize("alpha", [0.25, -1, 0.9])
 @pytest.mark.parametrize("gamma", [0, 0.5, 0.7, 1, 2, 3.7])
