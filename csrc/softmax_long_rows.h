@@ -61,11 +61,11 @@ class LongRows {
 
  private:
   enum class Write { kNothing, kIntoCaches, kPastCaches };
-  struct Waiting {  // its gradient is e * factor
-    const A* e = nullptr;
-    S* g = nullptr;
-    A factor = 0;
-  };
+
+  // How many numbers at g come before the first whole line of memory.
+  static int64_t numbers_before_lines(const S* g) {
+    return static_cast<int64_t>((kLineBytes - reinterpret_cast<uintptr_t>(g) % kLineBytes) % kLineBytes / sizeof(S));
+  }
 
   // v, with 0 in the given lane, if there is one of that number.
   static V without_lane(V v, int64_t lane) {
@@ -75,14 +75,14 @@ class LongRows {
   }
 
   // Writes exp(z) of all classes into e, takes their |z| into `largest`, and returns the sum of all but y in lanes.
-  // Meanwhile the row that waits is written, in vectors of its own: these lie in aligned memory, while no sum depends
+  // Meanwhile the row that waits is written, in vectors of its own: these fill lines of memory, while no sum depends
   // on where the logits lie.
   template <Write how>
   IMBLOSS_INLINE V exp_of_row(const S* x, A* e, int64_t y, V& largest) {
     const int64_t chunks = job_.classes / kChunk, own = y / kChunk;
-    const int64_t start = how == Write::kNothing ? 0 : numbers_before_vectors(waiting_.g);
+    const int64_t start = how == Write::kNothing ? 0 : numbers_before_lines(waiting_.g);
     const RowLogits<S> logits(job_, x);
-    const Waiting waiting = waiting_;
+    const WaitingRow<S> waiting = waiting_;
     auto take = [&](int64_t c, bool fetches) IMBLOSS_INLINE_LAMBDA {
       if (fetches) fetch<how>(x + c + kAheadOf<S>);
       V z = logits.at(c), exponentials = exp_of_small(z);
@@ -130,21 +130,31 @@ class LongRows {
 
   // One vector of the row that waits.
   template <Write how>
-  IMBLOSS_INLINE static void write(const A* scale, const Waiting& row, int64_t c, bool fetches) {
+  IMBLOSS_INLINE static void write(const A* scale, const WaitingRow<S>& row, int64_t c, bool fetches) {
     if (how == Write::kIntoCaches && fetches) fetch_to_write(row.g + c + kAheadOf<S>, 1);
     V grad = load(row.e + c) * row.factor;
     if (scale) grad = grad * load(scale + c);
     store(row.g + c, grad, how == Write::kPastCaches);
   }
-  // From the given number of classes in whole vectors on, and those at both ends.
+  // n numbers of it, into the caches.
+  static void write_edge(const A* scale, const WaitingRow<S>& row, int64_t c, int64_t n) {
+    for (; n >= V::size; c += V::size, n -= V::size) write<Write::kIntoCaches>(scale, row, c, false);
+    const Part<A> part = first_lanes<A>(static_cast<int>(n));
+    V grad = load(row.e + c) * row.factor;
+    if (scale) grad = grad * load(scale + c, part, A(0));
+    store(row.g + c, part, grad);
+  }
+  // From the given number of classes in whole lines on, and the edges before and behind these. They share no line: one
+  // that is written both into and past the caches takes many times as long.
   template <Write how>
   IMBLOSS_INLINE void write_from(int64_t done) {
-    const Waiting row = waiting_;
+    constexpr int64_t line = kLineBytes / sizeof(S);
+    const WaitingRow<S> row = waiting_;
     const A* scale = job_.scale;
-    int64_t c = numbers_before_vectors(row.g) + done;
-    for (; c + V::size <= job_.classes; c += V::size) write<how>(scale, row, c, true);
-    write<Write::kIntoCaches>(scale, row, 0, false);
-    write<Write::kIntoCaches>(scale, row, job_.classes - V::size, false);
+    const int64_t start = numbers_before_lines(row.g), end = start + (job_.classes - start) / line * line;
+    for (int64_t c = start + done; c < end; c += V::size) write<how>(scale, row, c, true);
+    write_edge(scale, row, 0, start);
+    write_edge(scale, row, end, job_.classes - end);
   }
 
   const SoftmaxRows<S>& job_;
@@ -153,7 +163,7 @@ class LongRows {
   Scratch<A> scratch_;
   Exponent<V> gamma_;
   RowLanes<S, V::size> row_{};  // in the first lane
-  Waiting waiting_;
+  WaitingRow<S> waiting_{};
   bool second_ = false;  // which half of the scratch is free
 };
 

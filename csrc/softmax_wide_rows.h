@@ -48,39 +48,41 @@ IMBLOSS_INLINE Vec<A> sum_of_classes(const A* e, int64_t padded) {
   return c < padded ? even + odd + load(e + c) : even + odd;
 }
 
-// Writes exp(z) of all classes into e, and takes their |z| into `largest`.
-template <class S, class V>
-IMBLOSS_INLINE void exp_of_all_classes(RowLogits<S> logits, int64_t classes, Accumulate<S>* e, V& largest) {
+// A row whose exponentials e are known and whose gradient is still to be written: e * factor, times the scale.
+template <class S>
+struct WaitingRow {
+  const Accumulate<S>* e;
+  S* g;  // null: there is none
+  Accumulate<S> factor;
+};
+
+// Writes exp(z) of all classes into e, and takes their |z| into `largest`. Meanwhile a row that waits is written, if
+// `writes`, and memory of rows to come is fetched, if `fetches`.
+template <bool writes, bool fetches, class S, class V>
+IMBLOSS_INLINE void exp_of_all_classes(RowLogits<S> logits, int64_t classes, Accumulate<S>* e, V& largest,
+                                       WaitingRow<S> row) {
+  const V factor(row.factor);
   for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, classes)) {
+    if constexpr (fetches) fetch_to_read(logits.x + c + kAheadOf<S>, 1);
     V z = logits.at(c);
     largest = larger_abs(largest, z);
     store(e + c, exp_of_small(z));
+    if constexpr (writes) {
+      if constexpr (fetches) fetch_to_write(row.g + c + kAheadOf<S>, 1);
+      V grad = load(row.e + c) * factor;
+      store(row.g + c, logits.scale ? grad * load(logits.scale + c) : grad);
+    }
   }
 }
 
-// How many numbers at g come before the first vector of them in aligned memory.
+// Writes the gradient of a row that waits.
 template <class S>
-IMBLOSS_INLINE int64_t numbers_before_vectors(const S* g) {
-  constexpr size_t bytes = kLanes<Accumulate<S>> * sizeof(S);
-  return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(g) % bytes) % bytes / sizeof(S));
-}
-
-// Writes e * factor, times the scale, into a row of the gradient.
-template <class S>
-IMBLOSS_INLINE void scale_classes(const SoftmaxRows<S>& job, const Accumulate<S>* e, Accumulate<S> factor, S* g,
-                                  bool streams) {
+IMBLOSS_INLINE void scale_classes(WaitingRow<S> row, const Accumulate<S>* scale, int64_t classes) {
   using V = Vec<Accumulate<S>>;
-  auto grad = [&](int64_t c) IMBLOSS_INLINE_LAMBDA {
-    V grad = load(e + c) * factor;
-    return job.scale ? grad * load(job.scale + c) : grad;
-  };
-  if (streams) {  // what is before and behind whole vectors as ever
-    store(g, grad(0));
-    for (int64_t c = numbers_before_vectors(g); c + V::size <= job.classes; c += V::size) store(g + c, grad(c), true);
-    store(g + job.classes - V::size, grad(job.classes - V::size));
-    return;
+  for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, classes)) {
+    V grad = load(row.e + c) * row.factor;
+    store(row.g + c, scale ? grad * load(scale + c) : grad);
   }
-  for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, job.classes)) store(g + c, grad(c));
 }
 
 // Whether classes lie side by side, a vector of them at least.
@@ -95,16 +97,23 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   using A = Accumulate<S>;
   using V = Vec<A>;
   constexpr int lanes = kLanes<A>;
-  constexpr int64_t in_cache = 10 * 1024 / sizeof(A);
+  constexpr int64_t in_cache = 10 * 1024 / sizeof(A), least_fetched = 4 << 20;
   const int64_t padded = (job.classes + lanes - 1) / lanes * lanes;
-  // few at a time: exponentials stay in the first-level cache beside the logits and the gradient on their way
+  // few at a time: exponentials of two batches stay in the first-level cache beside the logits and the gradient on
+  // their way
   const int batch = static_cast<int>(std::clamp<int64_t>(in_cache / padded, 1, lanes));
-  Scratch<A> scratch(batch * padded);
-  for (int r = 0; r < batch; r++) std::fill_n(scratch.data() + r * padded + job.classes, padded - job.classes, A(0));
+  Scratch<A> scratch(2 * batch * padded);
+  A *exponentials = scratch.data(), *of_waiting = exponentials + batch * padded;
+  for (int r = 0; r < 2 * batch; r++) std::fill_n(exponentials + r * padded + job.classes, padded - job.classes, A(0));
   RowLanes<S, lanes> rows;
   std::fill_n(rows.top, lanes, A(0));  // what exponentials are relative to
   Exponent<V> gamma = shared_gamma<V>(job);
-  const bool streams = streams_past_caches(job);
+  const bool fetches = job.grad_bytes >= least_fetched;
+  WaitingRow<S> waiting[lanes] = {};  // the batch before
+  auto write = [&](int r) {
+    if (waiting[r].g) scale_classes(waiting[r], job.scale, job.classes);
+    waiting[r].g = nullptr;
+  };
 
   for (int64_t first = begin; first < end; first += batch) {
     const int n = static_cast<int>(std::min<int64_t>(batch, end - first));
@@ -113,19 +122,27 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
     for (int r = n; r < lanes; r++) {
       rows.clear(r);
       others[r] = V(0);
+      write(r);
     }
     for (int r = 0; r < n; r++) {
       others[r] = V(0);
       if (!rows.read(job, first + r, r, sums)) continue;
       const int64_t y = rows.label[r];
       const RowLogits<S> logits(job, row_of(job.logits, job.logits_strides, job.inner, first + r));
-      A* e = scratch.data() + r * padded;
-      exp_of_all_classes(logits, job.classes, e, largest);
+      A* e = exponentials + r * padded;
+      if (waiting[r].g) {
+        if (fetches) exp_of_all_classes<true, true>(logits, job.classes, e, largest, waiting[r]);
+        else exp_of_all_classes<true, false>(logits, job.classes, e, largest, waiting[r]);
+        waiting[r].g = nullptr;
+      } else {
+        exp_of_all_classes<false, false>(logits, job.classes, e, largest, waiting[r]);
+      }
       e[y] = 0;
       rows.target_z[r] = logits.one(y);
     }
     for (int r = 0; r < n; r++) {
-      if (rows.label[r] >= 0) others[r] = sum_of_classes(scratch.data() + r * padded, padded);
+      write(r);
+      if (rows.label[r] >= 0) others[r] = sum_of_classes(exponentials + r * padded, padded);
     }
     store(rows.others, imbloss::sums(others));
     V target_z = load(rows.target_z);
@@ -150,13 +167,13 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
         clear_row(job, first + r);
         continue;
       }
-      S* g = row_of(job.grad, job.grad_strides, job.inner, first + r);
-      A* e = scratch.data() + r * padded;
+      A* e = exponentials + r * padded;
       e[rows.label[r]] = -rows.others[r];  // times `other` it is slope * q
-      scale_classes(job, e, other[r], g, streams);
+      waiting[r] = {e, row_of(job.grad, job.grad_strides, job.inner, first + r), other[r]};
     }
+    std::swap(exponentials, of_waiting);
   }
-  if (streams) stream_fence();
+  for (int r = 0; r < lanes; r++) write(r);
 }
 
 }  // namespace imbloss
