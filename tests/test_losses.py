@@ -323,10 +323,8 @@ def test_one_odd_row_among_rows_of_many_classes(shape, odd, dtype):
     wide = x.double().requires_grad_()
     want = reference.focal_loss(wide, y, gamma=2.0, reduction="sum")
     (want_grad,) = torch.autograd.grad(want, wide)
-    scale = want_grad.abs().amax(1, keepdim=True)
     torch.testing.assert_close(loss, want.detach(), rtol=8 * eps, atol=0, equal_nan=True)
-    assert torch.equal(grad.isnan(), want_grad.isnan())
-    assert_within(grad.double().nan_to_num(), want_grad.nan_to_num(), 16 * eps * scale.nan_to_num(), 1e-36)
+    assert_within(grad, want_grad, 32 * eps * want_grad.abs())
     aligned = x.contiguous().requires_grad_()
     again = imbloss.focal_loss(aligned, y, gamma=2.0, reduction="sum")
     for same in (run(inplace=True), (again.detach().double(), torch.autograd.grad(again, aligned)[0])):
