@@ -291,7 +291,6 @@ struct Rows {
       row_strides(grad, job.grad_strides, same);
     }
     job.grad = static_cast<S*>(grad.mutable_data_ptr());
-    job.grad_bytes = grad.numel() * sizeof(S);
     return grad;
   }
   // That gradient with the strides of torch.empty_like(logits) in any case, which is what torch.compile counts on.
@@ -342,6 +341,7 @@ struct Call {
     job.ignore_index = ignore_index;
     job.logits = static_cast<const S*>(rows.logits.const_data_ptr());
     job.logits_strides = rows.strides;
+    job.bytes = rows.count * rows.classes * sizeof(S);
     if (!rows.probabilities) job.target = static_cast<const int64_t*>(rows.target.const_data_ptr());
     job.scale = per_class(kScale, "scale");
     job.bias = per_class(kBias, "bias");

@@ -25,6 +25,7 @@ struct SoftmaxRows {
   int64_t inner, classes, ignore_index;
   const S* logits;
   Strides logits_strides;
+  int64_t bytes;          // of the logits
   const int64_t* target;  // class indices, or null where targets are probabilities
   // per class, or null
   const A* scale;
@@ -44,7 +45,6 @@ struct SoftmaxRows {
   int64_t stats_stride;
   S* grad;
   Strides grad_strides;
-  int64_t grad_bytes;
 };
 
 // What the gradient needs of a row with one target class, besides its logits:
@@ -311,12 +311,16 @@ bool rows_are_adjacent(const SoftmaxRows<S>& job) {
   return logits && (!job.grad || job.grad_strides.inner == 1);
 }
 
-// Whether a gradient is written past the caches: where it would fill them, its memory is aligned, and it is stored as
-// it is computed.
+// Whether logits, or a gradient, fill the caches.
+template <class S>
+bool fills_caches(const SoftmaxRows<S>& job) {
+  return job.bytes >= 32 << 20;
+}
+// Whether the gradient is written past the caches: where it fills them, its memory is aligned and not that of the
+// logits, and it is stored as it is computed.
 template <class S>
 bool streams_past_caches(const SoftmaxRows<S>& job) {
-  constexpr int64_t least_bytes = 32 << 20;
-  return std::is_same_v<S, Accumulate<S>> && job.grad_bytes >= least_bytes &&
+  return std::is_same_v<S, Accumulate<S>> && fills_caches(job) && job.grad && job.grad != job.logits &&
          reinterpret_cast<uintptr_t>(job.grad) % kVectorBytes == 0;
 }
 

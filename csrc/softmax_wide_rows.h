@@ -7,6 +7,16 @@
 
 namespace imbloss {
 
+inline constexpr int64_t kLongRow = 384;  // classes: from here on, softmax_long_rows.h
+
+// How many rows of exponentials, `room` numbers each, to a batch. Those of two batches stay in the first-level cache
+// beside the logits and the gradient on their way.
+template <class A>
+int rows_at_once(int64_t room) {
+  constexpr int64_t in_cache = 10 * 1024 / sizeof(A);
+  return static_cast<int>(std::clamp<int64_t>(in_cache / room, 1, kLanes<A>));
+}
+
 // z = scale x + bias of one row: of a vector from class c on, or of a part of one. To be held by value: the compiler
 // then knows that no store changes it.
 template <class S>
@@ -48,12 +58,24 @@ IMBLOSS_INLINE Vec<A> sum_of_classes(const A* e, int64_t padded) {
   return c < padded ? even + odd + load(e + c) : even + odd;
 }
 
-// A row whose exponentials e are known and whose gradient is still to be written: e * factor, times the scale.
+// A row whose exponentials e are known and whose gradient is still to be written.
 template <class S>
 struct WaitingRow {
-  const Accumulate<S>* e;
+  using A = Accumulate<S>;
+  const A* e;
   S* g;  // null: there is none
-  Accumulate<S> factor;
+  A factor;
+  const A* scale;  // per class, or null
+
+  // Of classes from c on, from their exponentials.
+  IMBLOSS_INLINE Vec<A> gradient(Vec<A> exponentials, int64_t c) const {
+    Vec<A> grad = exponentials * factor;
+    return scale ? grad * load(scale + c) : grad;
+  }
+  IMBLOSS_INLINE Vec<A> gradient(Vec<A> exponentials, int64_t c, Part<A> part) const {
+    Vec<A> grad = exponentials * factor;
+    return scale ? grad * load(scale + c, part, A(0)) : grad;
+  }
 };
 
 // Writes exp(z) of all classes into e, and takes their |z| into `largest`. Meanwhile a row that waits is written, if
@@ -61,7 +83,6 @@ struct WaitingRow {
 template <bool writes, bool fetches, class S, class V>
 IMBLOSS_INLINE void exp_of_all_classes(RowLogits<S> logits, int64_t classes, Accumulate<S>* e, V& largest,
                                        WaitingRow<S> row) {
-  const V factor(row.factor);
   for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, classes)) {
     if constexpr (fetches) fetch_to_read(logits.x + c + kAheadOf<S>, 1);
     V z = logits.at(c);
@@ -69,19 +90,16 @@ IMBLOSS_INLINE void exp_of_all_classes(RowLogits<S> logits, int64_t classes, Acc
     store(e + c, exp_of_small(z));
     if constexpr (writes) {
       if constexpr (fetches) fetch_to_write(row.g + c + kAheadOf<S>, 1);
-      V grad = load(row.e + c) * factor;
-      store(row.g + c, logits.scale ? grad * load(logits.scale + c) : grad);
+      store(row.g + c, row.gradient(load(row.e + c), c));
     }
   }
 }
 
 // Writes the gradient of a row that waits.
 template <class S>
-IMBLOSS_INLINE void scale_classes(WaitingRow<S> row, const Accumulate<S>* scale, int64_t classes) {
-  using V = Vec<Accumulate<S>>;
-  for (int64_t c = 0; c >= 0; c = next_vector(c, V::size, classes)) {
-    V grad = load(row.e + c) * row.factor;
-    store(row.g + c, scale ? grad * load(scale + c) : grad);
+IMBLOSS_INLINE void write_classes(WaitingRow<S> row, int64_t classes) {
+  for (int64_t c = 0; c >= 0; c = next_vector(c, kLanes<Accumulate<S>>, classes)) {
+    store(row.g + c, row.gradient(load(row.e + c), c));
   }
 }
 
@@ -97,21 +115,19 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   using A = Accumulate<S>;
   using V = Vec<A>;
   constexpr int lanes = kLanes<A>;
-  constexpr int64_t in_cache = 10 * 1024 / sizeof(A), least_fetched = 4 << 20;
+  constexpr int64_t least_fetched = 4 << 20;
   const int64_t padded = (job.classes + lanes - 1) / lanes * lanes;
-  // few at a time: exponentials of two batches stay in the first-level cache beside the logits and the gradient on
-  // their way
-  const int batch = static_cast<int>(std::clamp<int64_t>(in_cache / padded, 1, lanes));
+  const int batch = rows_at_once<A>(padded);
   Scratch<A> scratch(2 * batch * padded);
   A *exponentials = scratch.data(), *of_waiting = exponentials + batch * padded;
   for (int r = 0; r < 2 * batch; r++) std::fill_n(exponentials + r * padded + job.classes, padded - job.classes, A(0));
   RowLanes<S, lanes> rows;
   std::fill_n(rows.top, lanes, A(0));  // what exponentials are relative to
   Exponent<V> gamma = shared_gamma<V>(job);
-  const bool fetches = job.grad_bytes >= least_fetched;
+  const bool fetches = job.bytes >= least_fetched;
   WaitingRow<S> waiting[lanes] = {};  // the batch before
   auto write = [&](int r) {
-    if (waiting[r].g) scale_classes(waiting[r], job.scale, job.classes);
+    if (waiting[r].g) write_classes(waiting[r], job.classes);
     waiting[r].g = nullptr;
   };
 
@@ -169,7 +185,7 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
       }
       A* e = exponentials + r * padded;
       e[rows.label[r]] = -rows.others[r];  // times `other` it is slope * q
-      waiting[r] = {e, row_of(job.grad, job.grad_strides, job.inner, first + r), other[r]};
+      waiting[r] = {e, row_of(job.grad, job.grad_strides, job.inner, first + r), other[r], job.scale};
     }
     std::swap(exponentials, of_waiting);
   }
