@@ -311,7 +311,7 @@ bool rows_are_adjacent(const SoftmaxRows<S>& job) {
   return logits && (!job.grad || job.grad_strides.inner == 1);
 }
 
-// Whether logits, or a gradient, fill the caches.
+// Whether logits fill the caches, and so does their gradient, wanted or not: a row's loss is the same, to the bit.
 template <class S>
 bool fills_caches(const SoftmaxRows<S>& job) {
   return job.bytes >= 32 << 20;

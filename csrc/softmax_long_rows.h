@@ -46,17 +46,17 @@ class LongRows {
       A* e = exponentials(row, r);
       const int64_t y = rows_.label[r];
       V largest(0);
-      const A others = sum(waiting.g && in_gradient_ ? exp_of_row<Write::kInPlace>(x, e, y, largest, waiting)
-                           : waiting.g && streams_   ? exp_of_row<Write::kPastCaches>(x, e, y, largest, waiting)
-                           : waiting.g               ? exp_of_row<Write::kIntoCaches>(x, e, y, largest, waiting)
-                                                     : exp_of_row<Write::kNothing>(x, e, y, largest, waiting));
+      const A others = sum(!waiting.g     ? exp_of_row<Write::kNothing>(x, e, y, largest, waiting)
+                           : in_gradient_ ? exp_of_row<Write::kFromGradient>(x, e, y, largest, waiting)
+                           : streams_     ? exp_of_row<Write::kPastCaches>(x, e, y, largest, waiting)
+                                          : exp_of_row<Write::kIntoCaches>(x, e, y, largest, waiting));
       others_ = with_lane(others_, r, others);
       target_ = with_lane(target_, r, e[y]);
       largest_ = with_lane(largest_, r, max_lane(largest));
       waiting_[r].g = nullptr;
     } else {
       clear(r);
-      write(r);
+      write_waiting(r);
     }
     if (count_ == batch_) finish_rows(policy, row + 1, sums);
   }
@@ -69,13 +69,15 @@ class LongRows {
 
   // Writes the gradient of the last rows.
   void finish() {
-    for (int r = 0; r < batch_; r++) write(r);
+    for (int r = 0; r < batch_; r++) write_waiting(r);
     write_begun_line();
     if (streams_) stream_fence();
   }
 
  private:
-  enum class Write { kNothing, kIntoCaches, kPastCaches, kInPlace };
+  // What is written while exponentials are taken: the row that waits, from scratch into or past the caches, or from the
+  // gradient's own memory.
+  enum class Write { kNothing, kIntoCaches, kPastCaches, kFromGradient };
 
   A* exponentials(int64_t row, int r) {
     if constexpr (std::is_same_v<S, A>) {
@@ -93,13 +95,14 @@ class LongRows {
     largest_ = with_lane(largest_, r, 0);
   }
 
-  // Values, slopes and factors of the rows that were added, the last of which comes before `end`.
+  // Values, slopes and factors of the rows that were added, the last of which comes before `end`; they wait now, where
+  // no row does. An odd row, of large logits or few digits, is done again the usual way, and no other with it.
   template <class Policy>
   void finish_rows(const Policy& policy, int64_t end, BlockSums& sums) {
     const int64_t first = end - count_;
     for (int r = count_; r < batch_; r++) {
       clear(r);
-      write(r);
+      write_waiting(r);
     }
     if (job_.gamma_high) gamma_ = {load(rows_.gamma_high), load(rows_.gamma_low)};
     const Finished<V> f = finish_small(policy, gamma_, load(rows_.weight), job_.inverse_divisor, target_, others_);
@@ -144,13 +147,13 @@ class LongRows {
 
   // Writes exp(z) of all classes into e, takes their |z| into `largest`, and returns the sum of all but y in lanes.
   // Meanwhile the row that waits is written, in vectors of its own: these fill lines of memory, while no sum depends
-  // on where the logits lie. It begins a chunk late: its factor may just be on its way.
+  // on where the logits lie. It begins a chunk late: its factor may be on its way.
   template <Write how>
   IMBLOSS_INLINE V exp_of_row(const S* x, A* e, int64_t y, V& largest, const WaitingRow<S> waiting) {
     const int64_t chunks = job_.classes / kChunk, own = y / kChunk;
     const int64_t start = how == Write::kNothing ? 0 : numbers_before_lines(waiting.g);
     const RowLogits<S> logits(job_, x);
-    const bool in_gradient = how == Write::kInPlace || (how == Write::kNothing && in_gradient_);
+    const bool in_gradient = how == Write::kFromGradient || (how == Write::kNothing && in_gradient_);
     auto take = [&](int64_t c, bool fetches) IMBLOSS_INLINE_LAMBDA {
       if (fetches) fetch<how>(x + c + kAheadOf<S>);
       if (fetches && in_gradient) fetch_to_write(e + c + kAheadOf<S>, 1);
@@ -167,7 +170,7 @@ class LongRows {
         const int64_t c = k * kChunk + i * V::size;
         const bool new_line = i * V::size * sizeof(S) % kLineBytes == 0;
         run = run + take(c, new_line);
-        if constexpr (writes) write<how>(waiting, start + c - kChunk, new_line);
+        if constexpr (writes) write_vector<how>(waiting, start + c - kChunk, new_line);
       }
       total.add(k == own ? V(0) : run);
     };
@@ -187,7 +190,7 @@ class LongRows {
     if (own < chunks) {
       for (c = own * kChunk; c < (own + 1) * kChunk; c += V::size) rest = rest + with_lane(load(e + c), y - c, 0);
     }
-    if constexpr (how != Write::kNothing) write_from<how>(waiting, (chunks - 1) * kChunk);
+    if constexpr (how != Write::kNothing) write_rest<how>(waiting, (chunks - 1) * kChunk);
     return total.value() + rest;
   }
 
@@ -199,15 +202,15 @@ class LongRows {
 
   // One vector of a row that waits.
   template <Write how>
-  IMBLOSS_INLINE static void write(const WaitingRow<S>& row, int64_t c, bool fetches) {
+  IMBLOSS_INLINE static void write_vector(const WaitingRow<S>& row, int64_t c, bool fetches) {
     if (how == Write::kIntoCaches && fetches) fetch_to_write(row.g + c + kAheadOf<S>, 1);
     store(row.g + c, row.gradient(load(row.e + c), c), how == Write::kPastCaches);
   }
-  // From the given number of classes in whole lines on, and the edges before and behind these.
+  // Its whole lines but for the numbers of them that are done, and the edges before and behind.
   template <Write how>
-  IMBLOSS_INLINE void write_from(const WaitingRow<S> row, int64_t done) {
+  IMBLOSS_INLINE void write_rest(const WaitingRow<S> row, int64_t done) {
     const int64_t start = numbers_before_lines(row.g), end = start + (job_.classes - start) / kLine * kLine;
-    for (int64_t c = start + done; c < end; c += V::size) write<how>(row, c, true);
+    for (int64_t c = start + done; c < end; c += V::size) write_vector<how>(row, c, true);
     if constexpr (how == Write::kPastCaches) {
       if (start > 0) finish_line(row, start);
       if (end < job_.classes) begin_line(row, end);
@@ -218,7 +221,7 @@ class LongRows {
   }
   // n numbers, into the caches.
   static void write_edge(const WaitingRow<S>& row, int64_t c, int64_t n) {
-    for (; n >= V::size; c += V::size, n -= V::size) write<Write::kInPlace>(row, c, false);
+    for (; n >= V::size; c += V::size, n -= V::size) write_vector<Write::kFromGradient>(row, c, false);
     if (n == 0) return;
     const Part<A> part = first_lanes<A>(static_cast<int>(n));
     store(row.g + c, part, row.gradient(load(row.e + c, part, A(0)), c, part));
@@ -226,6 +229,7 @@ class LongRows {
 
   // A line of memory that is written both past the caches and into them takes many times as long. So what a row begins
   // waits for the next row, which finishes it, if that comes next.
+  // Kept from class c on; vectors that end with the row begin before that.
   void begin_line(const WaitingRow<S>& row, int64_t c) {
     write_begun_line();
     begun_ = row.g + c;
@@ -235,7 +239,7 @@ class LongRows {
     }
   }
   void finish_line(const WaitingRow<S>& row, int64_t n) {
-    if (begun_ + in_begun_ != row.g) return write_edge(row, 0, n);
+    if (!begun_ || begun_ + in_begun_ != row.g) return write_edge(row, 0, n);
     S* const line = begun_line_ + kLine;
     for (int64_t i = 0; i < n; i += V::size) store(line + in_begun_ + i, row.gradient(load(row.e + i), i));
     for (int64_t i = 0; i < kLine; i += V::size) store(begun_ + i, load(line + i), true);
@@ -247,11 +251,11 @@ class LongRows {
   }
 
   // The row that waits in place r, if there is one.
-  void write(int r) {
+  void write_waiting(int r) {
     if (!waiting_[r].g) return;
-    if (in_gradient_) write_from<Write::kInPlace>(waiting_[r], 0);
-    else if (streams_) write_from<Write::kPastCaches>(waiting_[r], 0);
-    else write_from<Write::kIntoCaches>(waiting_[r], 0);
+    if (in_gradient_) write_rest<Write::kFromGradient>(waiting_[r], 0);
+    else if (streams_) write_rest<Write::kPastCaches>(waiting_[r], 0);
+    else write_rest<Write::kIntoCaches>(waiting_[r], 0);
     waiting_[r].g = nullptr;
   }
 
@@ -261,7 +265,7 @@ class LongRows {
   const int batch_;
   Scratch<A> scratch_;
   Exponent<V> gamma_;
-  RowLanes<S, V::size> rows_{};
+  RowLanes<S, V::size> rows_{};          // top stays 0: what exponentials are relative to
   V others_ = V(0), target_ = V(1);      // exponentials of the rows: of all classes but the target, of the target
   V largest_ = V(0);                     // of their |z|
   int count_ = 0;                        // of the rows in lanes
