@@ -39,8 +39,12 @@ def machine() -> dict:
     return {name: found[name] for name in MACHINE} | {"cpus": os.cpu_count()}
 
 
+def when() -> dict:
+    return {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
+
+
 def dated_machine() -> dict:
-    return machine() | {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
+    return machine() | when()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -51,8 +55,8 @@ def run(options: argparse.Namespace) -> None:
         if now != before["machine"]:
             raise SystemExit(f"expected {options.json} to be of this machine and these versions: choose another --json")
         results = before
-    results["machine"] = results["machine"] | dated_machine()
-    print(results["machine"])
+    started = when()
+    print(results["machine"] | started)
 
     def wanted(*names: str) -> bool:
         return any(options.only in name for name in names)
@@ -64,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         if wanted(case.name, case.section):
             key = f"{case.section}: {case.name}"
             entry = measure.timed(case, options.rounds, options.budget, not options.no_compile)
-            results["cases"][key] = entry
+            results["cases"][key] = entry | started
             ratios = ", ".join(f"{n} {p['ratio'][1]:.2f}" for n, p in entry["providers"].items() if n != "imbloss")
             print(f"{key:50} {entry['providers']['imbloss']['seconds'] * 1e6:10.1f} us; over it: {ratios}", flush=True)
             save()
@@ -72,12 +76,14 @@ def run(options: argparse.Namespace) -> None:
         if case.peak and wanted(case.name, "memory"):
             peaks = measure.peaks(case, not options.no_compile)
             logits = case.inputs()[0]
-            results["memory"][case.name] = {"gradient": logits.numel() * logits.element_size(), "peaks": peaks}
+            results["memory"][case.name] = {
+                "gradient": logits.numel() * logits.element_size(), "peaks": peaks, **started,
+            }  # fmt: skip
             print(f"memory: {case.name}: " + ", ".join(f"{n} {b / 1e6:.1f} MB" for n, b in peaks.items()), flush=True)
             save()
     for name in train_step.WORKLOADS:
         if wanted(name, "steps"):
-            results["steps"][name] = train_step.timed(name, options.rounds)
+            results["steps"][name] = train_step.timed(name, options.rounds) | started
             print(f"steps: {name}: {results['steps'][name]['providers']}", flush=True)
             save()
 

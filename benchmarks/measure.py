@@ -6,6 +6,7 @@ rounds' ratios. Peak memory is the resident set's high-water mark in a process o
 
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -147,15 +148,18 @@ def _status(field: str) -> int:
 
 
 def peaks(case: Case, compiled: bool) -> dict[str, int]:
-    """Bytes beyond the inputs that forward and backward need at their peak, the gradient included, per provider."""
+    """Bytes beyond the inputs that forward and backward need at their peak, the gradient included, per provider.
+    imbloss keeps no freed gradient: that would be there before, and not be counted."""
     names = [name for name in [*case.providers, *(["compile"] if compiled else [])] if name not in YARDSTICKS]
-    return {name: in_own_process("benchmarks.measure", case.section, case.name, name) for name in names}
+    alone = ("benchmarks.measure", case.section, case.name)
+    return {name: in_own_process(*alone, name, IMBLOSS_KEEP_MB="0") for name in names}
 
 
-def in_own_process(module: str, *arguments: str):
+def in_own_process(module: str, *arguments: str, **environment: str):
     """What ``python -m module arguments`` prints, as JSON."""
     command = [sys.executable, "-m", module, *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    return json.loads(done.stdout)
 
 
 def _main(section: str, name: str, provider: str) -> None:

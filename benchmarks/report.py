@@ -50,8 +50,7 @@ def render(results: dict) -> str:
         "`python -m benchmarks run` measured (`make bench` is both). Not edited by hand.",
         f"{machine['processor']}, {machine['threads']} threads, core `{machine['core']}`, "
         f"imbloss {machine['imbloss']}, torch {machine['torch']}, Python {machine['python']}, "
-        f"transparent huge pages `{machine['huge_pages']}`, {machine['platform']}, {machine['date']}, load average "
-        f"{machine['load']} at the start.",
+        f"transparent huge pages `{machine['huge_pages']}`, {machine['platform']}.",
         "All providers of a case take turns, round by round, in one process; a ratio is the median over the rounds of "
         "rival over imbloss: above 1, imbloss is faster. Read the ratios: a time by itself says more about the "
         'machine. "By hand" is what people write in PyTorch, torch.compile is that compiled (`dynamic=False`); before '
@@ -61,29 +60,38 @@ def render(results: dict) -> str:
         "work that must read and write them once; imbloss writes its gradient to new memory or, from 1 MB on, to "
         "what the last gradient left.",
     ]
-    if machine["load"] > machine["cpus"] / 2:
-        parts.append(
-            f"**The machine was busy with other work (load {machine['load']} on {machine['cpus']} CPUs): these figures "
-            "are not to be relied on, measure again.**"
-        )
     for section in _sections(results):
         entries = [entry for entry in results["cases"].values() if entry["section"] == section]
-        parts += [f"## {SECTIONS.get(section, section.capitalize())}", f"`python -m benchmarks run --only {section}`"]
+        parts += [f"## {SECTIONS.get(section, section.capitalize())}", _command(section, entries, machine["cpus"])]
         parts.append(_scaling_table(entries) if section == "scaling" else _times_table(entries))
         parts += [f"![{alt}]({name})" for name, alt in _images(section)]
     if results["memory"]:
-        parts += ["## Peak memory", "`python -m benchmarks run --only memory`", _memory_table(results["memory"])]
+        entries = list(results["memory"].values())
+        parts += ["## Peak memory", _command("memory", entries, machine["cpus"]), _memory_table(results["memory"])]
         parts.append(
             "Resident memory at its peak, beyond the inputs, of forward and backward (the gradient included), each in "
-            "a process of its own, in units of the gradient."
+            "a process of its own, in units of the gradient. imbloss keeps no memory of freed gradients here "
+            "(`IMBLOSS_KEEP_MB=0`): what waits for the next one would be there before and not be counted."
         )
     if results["steps"]:
-        parts += ["## A training step", "`python -m benchmarks run --only steps`", _steps_table(results["steps"])]
+        entries = list(results["steps"].values())
+        parts += ["## A training step", _command("steps", entries, machine["cpus"]), _steps_table(results["steps"])]
         parts.append(
             "Small networks on the CPU; the share is that of the loss, forward and backward, in the whole step, and "
-            "the peak what a step needs beyond what is there between two steps."
+            "the peak what a step needs beyond what is there between two steps, again with `IMBLOSS_KEEP_MB=0`."
         )
     return "\n\n".join(part if part.startswith(("|", "#")) else _wrapped(part) for part in parts) + "\n"
+
+
+def _command(section: str, entries: list[dict], cpus: int) -> str:
+    """The command that measured a section, when, and how busy the machine was as it began."""
+    dates, loads = (sorted({entry[name] for entry in entries}) for name in ("date", "load"))
+    when = f"`python -m benchmarks run --only {section}`, {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}"
+    loads_text = " to ".join(str(load) for load in dict.fromkeys([loads[0], loads[-1]]))
+    text = f"{when}, load average {loads_text} at the start."
+    if loads[-1] <= cpus / 2:
+        return text
+    return f"{text} **The machine ({cpus} CPUs) was busy: these figures are not to be relied on, measure again.**"
 
 
 def _wrapped(text: str) -> str:

@@ -159,7 +159,7 @@ def timed(name: str, rounds: int) -> dict:
     entry = {"title": workload.title, "rounds": rounds, "providers": {}}
     for provider, pairs in taken.items():
         whole, in_loss = median(zip(*pairs, strict=True))
-        peak = in_own_process("benchmarks.train_step", name, provider)
+        peak = in_own_process("benchmarks.train_step", name, provider, IMBLOSS_KEEP_MB="0")
         entry["providers"][provider] = {"step": round(whole, 6), "loss": round(in_loss, 6), "peak": peak}
     return entry
 

@@ -88,6 +88,20 @@ def test_the_document_is_made_of_the_committed_results():
         assert (ROOT / "docs" / image).is_file(), image
 
 
+def test_a_section_says_when_it_was_measured_and_how_busy_the_machine_was():
+    command = "`python -m benchmarks run --only losses`, "
+    once = [{"date": "2026-01-02", "load": 0.5}] * 2
+    assert report._command("losses", once, cpus=2) == f"{command}2026-01-02, load average 0.5 at the start."
+    busy = report._command("losses", [*once, {"date": "2025-12-31", "load": 1.5}], cpus=2)
+    assert busy.startswith(f"{command}2025-12-31 to 2026-01-02, load average 0.5 to 1.5 at the start. **The machine (2")
+
+
+def test_peak_memory_has_room_for_the_gradient():
+    for name, entry in RESULTS["memory"].items():
+        for provider, peak in entry["peaks"].items():
+            assert peak > 0.9 * entry["gradient"], f"{name}: {provider}"
+
+
 def test_results_are_written_as_they_were_read():
     assert report.dumps(RESULTS) == COMMITTED
 
