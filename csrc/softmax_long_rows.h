@@ -221,7 +221,7 @@ class LongRows {
   }
   // n numbers, into the caches.
   static void write_edge(const WaitingRow<S>& row, int64_t c, int64_t n) {
-    for (; n >= V::size; c += V::size, n -= V::size) write_vector<Write::kFromGradient>(row, c, false);
+    for (; n >= V::size; c += V::size, n -= V::size) write_vector<Write::kIntoCaches>(row, c, false);
     if (n == 0) return;
     const Part<A> part = first_lanes<A>(static_cast<int>(n));
     store(row.g + c, part, row.gradient(load(row.e + c, part, A(0)), c, part));
