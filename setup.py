@@ -39,6 +39,8 @@ HEADERS = [
     "softmax_wide_rows.h",
     "softmax_packed_rows.h",
     "softmax_soft_rows.h",
+    "softmax_soft_targets.h",
+    "softmax_soft_wide_rows.h",
     "class_columns.h",
     "sigmoid_elements.h",
     "neighbors.h",

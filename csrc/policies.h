@@ -35,7 +35,8 @@ struct Focal {
     V factor = pow(row.q, gamma), value = -(factor * row.log_p);
     if (detach) return {value, -factor};
     if (gamma.whole > 0) {  // q^(gamma - 1) is harmless, and saves a division
-      V p_log_p = select(row.p == V(0), V(0), row.p * row.log_p);
+      const V lowest(-1e30f);
+      V p_log_p = row.p * max(lowest, row.log_p);  // p log p -> 0 at p = 0
       V one_less = pow(row.q, Exponent<V>{gamma.high, gamma.low, gamma.whole - 1});
       return {value, one_less * (p_log_p * gamma.high - row.q)};
     }

@@ -70,6 +70,12 @@ struct Vec {
   Register<T> r[U];
 
   Vec() = default;
+  static IMBLOSS_INLINE Vec of(Register<T> x) {
+    static_assert(U == 1);
+    Vec v;
+    v.r[0] = x;
+    return v;
+  }
   IMBLOSS_INLINE Vec(T x) {  // every lane
     IMBLOSS_UNROLL
     for (int i = 0; i < U; i++) r[i] = x - Register<T>{};
@@ -790,22 +796,26 @@ IMBLOSS_INLINE bool all(Mask<T, U> m) {
 }
 
 // Lane i as bit i, of up to 64.
-template <int U>
-IMBLOSS_INLINE uint64_t lanes_of(Mask<float, U> m) {
+template <class T, int U>
+IMBLOSS_INLINE uint64_t lanes_of(Mask<T, U> m) {
   uint64_t bits = 0;
   IMBLOSS_UNROLL
   for (int i = 0; i < U; i++) {
 #if defined(__AVX512F__)
     const uint64_t lanes = m.r[i];
 #elif defined(__AVX2__)
-    const uint64_t lanes = static_cast<unsigned>(_mm256_movemask_ps((__m256)m.r[i]));
+    uint64_t lanes;
+    if constexpr (sizeof(T) == 4) lanes = static_cast<unsigned>(_mm256_movemask_ps((__m256)m.r[i]));
+    else lanes = static_cast<unsigned>(_mm256_movemask_pd((__m256d)m.r[i]));
 #elif defined(__SSE2__)
-    const uint64_t lanes = static_cast<unsigned>(__builtin_ia32_movmskps((Register<float>)m.r[i]));
+    uint64_t lanes;
+    if constexpr (sizeof(T) == 4) lanes = static_cast<unsigned>(__builtin_ia32_movmskps((Register<float>)m.r[i]));
+    else lanes = static_cast<unsigned>(__builtin_ia32_movmskpd((Register<double>)m.r[i]));
 #else
     uint64_t lanes = 0;
-    for (int l = 0; l < kLanes<float>; l++) lanes |= static_cast<uint64_t>(m.r[i][l] & 1) << l;
+    for (int l = 0; l < kLanes<T>; l++) lanes |= static_cast<uint64_t>(m.r[i][l] & 1) << l;
 #endif
-    bits |= lanes << (i * kLanes<float>);
+    bits |= lanes << (i * kLanes<T>);
   }
   return bits;
 }
@@ -823,6 +833,13 @@ IMBLOSS_INLINE void store_one(S* p, Accumulate<S> x) {
 }
 
 // ---- across lanes, in a fixed order ----
+// Lane i in every lane; of a vector in memory, where many are asked for.
+template <class T>
+IMBLOSS_INLINE Vec<T> lane(const Vec<T>& v, int i) {
+  T one;
+  std::memcpy(&one, reinterpret_cast<const char*>(&v) + i * sizeof(T), sizeof(T));
+  return Vec<T>(one);
+}
 // Lane i of the result is lane (i + n) % lanes.
 template <int n, class R, size_t... I>
 IMBLOSS_INLINE R rotate(R v, std::index_sequence<I...>) {
@@ -860,32 +877,42 @@ template <class T, int U>
 IMBLOSS_INLINE T sum(Vec<T, U> v) {
   return reduce(v, [](Register<T> a, Register<T> b) { return a + b; });
 }
-// Lane i is the sum of the lanes of v[i].
-template <class T>
-IMBLOSS_INLINE Vec<T> sums(const Vec<T>* v) {
+// Lane i is f over the lanes of v[i].
+template <class T, class F>
+IMBLOSS_INLINE Vec<T> reduce_each(const Vec<T>* v, F f) {
 #if defined(IMBLOSS_MOVES_LANES)
   if constexpr (std::is_same_v<T, float>) {
-    auto add = [](Vec<float> a, Vec<float> b) { return a + b; };
-    Vec<float> quads[kLanes<float> / 4], all;  // lane 4 k + j of quads[i]: the k-th quad of v[4 i + j]
+    using V = Vec<float>;
+    V quads[kLanes<float> / 4];  // lane 4 k + j of quads[i]: the k-th quad of v[4 i + j]
     IMBLOSS_UNROLL
     for (int i = 0; i < kLanes<float> / 4; i++)
-      quads[i] = reduce_quads(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3], add);
+      quads[i] = reduce_quads(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3], f);
 #if defined(__AVX512F__)
-    auto halves = [](Register<float> a, Register<float> b) {
-      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    auto halves = [&](Vec<float> a, Vec<float> b) {
+      return f(V::of(_mm512_shuffle_f32x4(a.r[0], b.r[0], 0x44)), V::of(_mm512_shuffle_f32x4(a.r[0], b.r[0], 0xee)));
     };
-    const __m512 low = halves(quads[0].r[0], quads[1].r[0]), high = halves(quads[2].r[0], quads[3].r[0]);
-    all.r[0] = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+    const Vec<float> low = halves(quads[0], quads[1]), high = halves(quads[2], quads[3]);
+    return f(V::of(_mm512_shuffle_f32x4(low.r[0], high.r[0], 0x88)),
+             V::of(_mm512_shuffle_f32x4(low.r[0], high.r[0], 0xdd)));
 #else
-    all.r[0] = _mm256_add_ps(_mm256_permute2f128_ps(quads[0].r[0], quads[1].r[0], 0x20),
-                             _mm256_permute2f128_ps(quads[0].r[0], quads[1].r[0], 0x31));
+    return f(V::of(_mm256_permute2f128_ps(quads[0].r[0], quads[1].r[0], 0x20)),
+             V::of(_mm256_permute2f128_ps(quads[0].r[0], quads[1].r[0], 0x31)));
 #endif
-    return all;
   }
 #endif
   T each[kLanes<T>];
-  for (int i = 0; i < kLanes<T>; i++) each[i] = sum(v[i]);
+  for (int i = 0; i < kLanes<T>; i++) {
+    each[i] = reduce(v[i], [&](Register<T> a, Register<T> b) { return f(Vec<T>::of(a), Vec<T>::of(b)).r[0]; });
+  }
   return load(each);
+}
+template <class T>
+IMBLOSS_INLINE Vec<T> sums(const Vec<T>* v) {
+  return reduce_each(v, [](Vec<T> a, Vec<T> b) { return a + b; });
+}
+template <class T>
+IMBLOSS_INLINE Vec<T> maxima(const Vec<T>* v) {
+  return reduce_each(v, [](Vec<T> a, Vec<T> b) { return max(a, b); });
 }
 template <class T, int U>
 IMBLOSS_INLINE T max_lane(Vec<T, U> v) {

@@ -9,6 +9,8 @@ namespace imbloss {
 
 inline constexpr int64_t kLongRow = 384;  // classes: from here on, softmax_long_rows.h
 
+inline constexpr int64_t kLeastFetched = 4 << 20;  // bytes of logits from which on memory of rows to come is fetched
+
 // How many rows of exponentials, `room` numbers each, to a batch. Those of two batches stay in the first-level cache
 // beside the logits and the gradient on their way.
 template <class A>
@@ -115,7 +117,6 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   using A = Accumulate<S>;
   using V = Vec<A>;
   constexpr int lanes = kLanes<A>;
-  constexpr int64_t least_fetched = 4 << 20;
   const int64_t padded = (job.classes + lanes - 1) / lanes * lanes;
   const int batch = rows_at_once<A>(padded);
   Scratch<A> scratch(2 * batch * padded);
@@ -124,7 +125,7 @@ void softmax_wide_rows(const SoftmaxRows<S>& job, const Policy& policy, int64_t 
   RowLanes<S, lanes> rows;
   std::fill_n(rows.top, lanes, A(0));  // what exponentials are relative to
   Exponent<V> gamma = shared_gamma<V>(job);
-  const bool fetches = job.bytes >= least_fetched;
+  const bool fetches = job.bytes >= kLeastFetched;
   WaitingRow<S> waiting[lanes] = {};  // the batch before
   auto write = [&](int r) {
     if (waiting[r].g) write_classes(waiting[r], job.classes);

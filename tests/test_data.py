@@ -396,7 +396,7 @@ def test_members_of_several_parts_are_sorted_by_class():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux's high-water mark")
 def test_memory_is_one_int64_a_label():
-    """So many labels that a part's buffers, 6 to 13 MB with the holes that the heap has before, are small beside them."""
+    """So many that the buffers of a part, 6 to 13 MB with holes that were in the heap before, are small beside them."""
     labels = torch.randint(100, (16_000_000,))
     peak = peak_of_call(lambda: drawn(ImbalancedDatasetSampler(labels, num_samples=1000)))
     assert 8.0 <= peak / len(labels) < 9.5

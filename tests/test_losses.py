@@ -335,6 +335,70 @@ def test_one_odd_row_among_rows_of_many_classes(shape, odd, dtype):
     torch.testing.assert_close(value, loss, rtol=0, atol=0, equal_nan=True)
 
 
+SOFT_CLASSES = [2, 3, 15, 16, 40, 47, 48, 49, 100, 256, 257]  # both sides of every switch
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["probabilities", "label smoothing"])
+@pytest.mark.parametrize("odd", ["none", "nan", "-inf", "far", "nearly certain", "ignored"])
+@pytest.mark.parametrize("classes", SOFT_CLASSES)
+def test_one_odd_row_among_soft_targets(classes, odd, kind, dtype):
+    """Rows that are worked on together: whatever leaves the usual way changes no other row."""
+    rows, row = 41, 20
+    x = (3 * torch.randn(rows, classes)).to(dtype)
+    y = torch.arange(rows) * 7 % classes
+    t = torch.rand(rows, classes, dtype=torch.float64).softmax(1).to(dtype)
+    x[row] = x[row].clamp(-3, 3)
+
+    def run(function, x, convert, inplace=False):
+        leaf = convert(x).requires_grad_()
+        target, numbers = (convert(t), {}) if kind == "probabilities" else (y, {"label_smoothing": 0.2})
+        numbers |= {"inplace": True} if inplace else {}
+        loss = function(leaf * 1, target, gamma=2.0, reduction="sum", **numbers)
+        return loss.detach().double(), torch.autograd.grad(loss, leaf)[0].double()
+
+    usual = run(imbloss.focal_loss, x, torch.clone)[1]
+    if odd == "ignored":
+        y[row] = -100
+    elif odd == "nearly certain":
+        x[row] = 0
+        x[row, 1] = 30
+    elif odd != "none":
+        x[row, -1] = {"nan": math.nan, "-inf": -math.inf, "far": 300.0}[odd]
+    loss, grad = run(imbloss.focal_loss, x, torch.clone)
+    others = torch.arange(rows) != row
+    eps = max(torch.finfo(dtype).eps, EPS)
+    if classes >= 48:
+        assert torch.equal(grad[others], usual[others])
+    else:  # rows that share a vector leave together
+        torch.testing.assert_close(grad[others], usual[others], rtol=32 * eps, atol=32 * eps / classes)
+    want_loss, want = run(reference.focal_loss, x, torch.Tensor.double)
+    share = t.double().amax(1, keepdim=True) if kind == "probabilities" else 0.2 / classes
+    torch.testing.assert_close(loss, want_loss, rtol=16 * eps, atol=0, equal_nan=True)
+    assert_within(grad, want, 32 * eps * (want.abs().amax(1, keepdim=True) + share))  # of which it is a difference
+    again = run(imbloss.focal_loss, x, torch.clone, inplace=True)
+    torch.testing.assert_close(again, (loss, grad), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inner", [(), (17,)])
+@pytest.mark.parametrize("classes", SOFT_CLASSES)
+def test_two_classes_that_share_the_top(classes, inner, dtype):
+    """p = 1/2, rounded: neither is the single one at the top."""
+    x = torch.full((300, classes, *inner), -20, dtype=dtype)
+    x[:, [0, -1]] = 20 * torch.rand(300, 1, *inner, dtype=dtype)
+    t = torch.rand_like(x).softmax(1)
+    leaf = x.requires_grad_()
+    (grad,) = torch.autograd.grad(imbloss.focal_loss(leaf, t, reduction="sum"), leaf)
+    wide = x.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(reference.focal_loss(wide, t.double(), reduction="sum"), wide)
+    scale = t.double().mul(wide.detach().softmax(1)).amax(1, keepdim=True)  # the gradient is the difference of two such
+    ulps = 32 if dtype == torch.float32 else 256  # of float64 the reference rounds, too
+    assert_within(grad.double(), want, ulps * torch.finfo(dtype).eps * (want.abs() + scale))
+
+
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
