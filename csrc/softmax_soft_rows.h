@@ -41,7 +41,6 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
       factor = row_weight * job.inverse_divisor;
       if (job.upstream)
         factor = factor * (job.upstream_per_row ? load_rows<U>(job.upstream + row, n) : V(*job.upstream));
-      factor = select(mask, factor, V(0));
     }
     S* const g = job.grad ? row_of(job.grad, job.grad_strides, job.inner, row) : nullptr;
 
@@ -97,7 +96,7 @@ void soft_dense_rows(const SoftmaxRows<S>& job, const SoftTargets<S, T>& targets
       const SlopeTotals<V> totals(terms, sums_of_slopes.top.value(), sums_of_slopes.others.value());
       for (int64_t c = 0; c < job.classes; c++) {
         V grad = totals.grad(load<U>(slopes + c * width), load<U>(e + c * width)) * factor;
-        if constexpr (!small) grad = select(mask, grad, V(0));
+        grad = select(mask, grad, V(0));
         if (job.scale) grad = grad * job.scale[c];
         store_rows(g + c * job.grad_strides.cls, n, grad);
       }
