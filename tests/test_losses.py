@@ -373,11 +373,13 @@ def test_one_odd_row_among_soft_targets(classes, odd, kind, dtype):
         assert torch.equal(grad[others], usual[others])
     else:  # rows that share a vector leave together
         torch.testing.assert_close(grad[others], usual[others], rtol=32 * eps, atol=32 * eps / classes)
+    again = run(imbloss.focal_loss, x, torch.clone, inplace=True)
+    if odd == "ignored nan" and kind == "label smoothing":
+        x[row] = 0  # what an ignored row holds does not matter; the reference's own gradient would be NaN
     want_loss, want = run(reference.focal_loss, x, torch.Tensor.double)
     share = t.double().amax(1, keepdim=True) if kind == "probabilities" else 0.2 / classes
     torch.testing.assert_close(loss, want_loss, rtol=16 * eps, atol=0, equal_nan=True)
     assert_within(grad, want, 32 * eps * (want.abs().amax(1, keepdim=True) + share))  # of which it is a difference
-    again = run(imbloss.focal_loss, x, torch.clone, inplace=True)
     torch.testing.assert_close(again, (loss, grad), rtol=0, atol=0, equal_nan=True)
 
 
